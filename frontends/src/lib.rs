@@ -1,0 +1,1 @@
+//! The userspace side: bhyve and its relatives, one module per personality.

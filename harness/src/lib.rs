@@ -1,0 +1,1 @@
+//! The harness: matrix, runner, diff, reports.

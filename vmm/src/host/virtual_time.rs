@@ -1,0 +1,1 @@
+//! Coroutines in virtual time.
