@@ -372,10 +372,6 @@ impl Tlb {
         self.entries.fill(Entry::default());
     }
 
-    pub(super) fn flush_page(&mut self, linear: u64) {
-        self.entries[Tlb::slot(linear)] = Entry::default();
-    }
-
     /// Forgets which pages may be written.
     pub(super) fn forget_writes(&mut self) {
         for entry in self.entries.iter_mut() {
