@@ -624,16 +624,7 @@ impl Cpu {
         if bits == 16 {
             kept |= !0xFFFF;
         }
-        let defined = STATUS
-            | TF
-            | IF
-            | DF
-            | IOPL
-            | NT
-            | AC
-            | VIF
-            | VIP
-            | ID;
+        let defined = STATUS | TF | IF | DF | IOPL | NT | AC | VIF | VIP | ID;
         let old = self.rflags();
         self.set_rflags(old & kept | value & !kept & defined);
     }
