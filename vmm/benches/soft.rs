@@ -2,6 +2,7 @@
 //! system calls, and the making of machines.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ const DATA: u64 = 0x20_0000;
 const MEMORY: usize = 0x100_0000;
 
 /// A processor in 64-bit mode with the first 16 Mbytes mapped one to one by 4-Kbyte pages, about to execute `build`'s code.
-fn processor(build: impl FnOnce(&mut CodeAssembler)) -> Box<dyn EngineVcpu> {
+fn processor(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Box<dyn EngineVcpu> {
     let vm = SoftEngine::new().create_vm().expect("the soft engine always can");
     let memory = Arc::new(Segment::new(MEMORY).expect("memory"));
     let write64 = |at: u64, value: u64| assert!(memory.write(at, &value.to_le_bytes()));
@@ -29,7 +30,7 @@ fn processor(build: impl FnOnce(&mut CodeAssembler)) -> Box<dyn EngineVcpu> {
     }
     vm.map(0, &memory, 0, MEMORY as u64, Protection { write: true }).expect("a good mapping");
     let mut assembler = CodeAssembler::new(64).expect("64 bits");
-    build(&mut assembler);
+    build(&mut assembler).expect("code that can be assembled");
     assert!(memory.write(CODE, &assembler.assemble(CODE).expect("code that can be encoded")));
     let mut cpu = vm.create_vcpu(0).expect("the soft engine always can");
     for (reg, value) in [
@@ -63,38 +64,38 @@ fn speed(c: &mut Criterion) {
 
     let mut cpu = processor(|a| {
         let mut again = a.create_label();
-        a.mov(ecx, 0).unwrap();
-        a.set_label(&mut again).unwrap();
-        a.mov(rax, qword_ptr(rsi + rcx * 8)).unwrap();
-        a.add(rax, rcx).unwrap();
-        a.xor(rax, 0x55).unwrap();
-        a.mov(qword_ptr(rdi + rcx * 8), rax).unwrap();
-        a.add(qword_ptr(rdi + 8), rax).unwrap();
-        a.lea(rdx, qword_ptr(rax + rdx * 2)).unwrap();
-        a.shr(rdx, 1).unwrap();
-        a.movzx(ebx, byte_ptr(rsi + rcx)).unwrap();
-        a.push(rbx).unwrap();
-        a.pop(rbx).unwrap();
-        a.inc(ecx).unwrap();
-        a.and(ecx, 0xFFF).unwrap();
-        a.cmp(ecx, edx).unwrap();
-        a.jmp(again).unwrap();
+        a.mov(ecx, 0)?;
+        a.set_label(&mut again)?;
+        a.mov(rax, qword_ptr(rsi + rcx * 8))?;
+        a.add(rax, rcx)?;
+        a.xor(rax, 0x55)?;
+        a.mov(qword_ptr(rdi + rcx * 8), rax)?;
+        a.add(qword_ptr(rdi + 8), rax)?;
+        a.lea(rdx, qword_ptr(rax + rdx * 2))?;
+        a.shr(rdx, 1)?;
+        a.movzx(ebx, byte_ptr(rsi + rcx))?;
+        a.push(rbx)?;
+        a.pop(rbx)?;
+        a.inc(ecx)?;
+        a.and(ecx, 0xFFF)?;
+        a.cmp(ecx, edx)?;
+        a.jmp(again)
     });
     group.bench_function("loop with memory", |b| b.iter(|| run(&mut cpu, INSTRUCTIONS)));
 
     let mut cpu = processor(|a| {
         let (mut again, mut callee, mut skip) = (a.create_label(), a.create_label(), a.create_label());
-        a.set_label(&mut again).unwrap();
-        a.call(callee).unwrap();
-        a.add(ebx, 1).unwrap();
-        a.test(ebx, 1).unwrap();
-        a.jz(skip).unwrap();
-        a.add(rax, rbx).unwrap();
-        a.set_label(&mut skip).unwrap();
-        a.jmp(again).unwrap();
-        a.set_label(&mut callee).unwrap();
-        a.mov(rdx, qword_ptr(rsi)).unwrap();
-        a.ret().unwrap();
+        a.set_label(&mut again)?;
+        a.call(callee)?;
+        a.add(ebx, 1)?;
+        a.test(ebx, 1)?;
+        a.jz(skip)?;
+        a.add(rax, rbx)?;
+        a.set_label(&mut skip)?;
+        a.jmp(again)?;
+        a.set_label(&mut callee)?;
+        a.mov(rdx, qword_ptr(rsi))?;
+        a.ret()
     });
     group.bench_function("calls and branches", |b| b.iter(|| run(&mut cpu, INSTRUCTIONS)));
     group.finish();
@@ -102,13 +103,13 @@ fn speed(c: &mut Criterion) {
     let mut group = c.benchmark_group("bytes");
     let mut cpu = processor(|a| {
         let mut again = a.create_label();
-        a.set_label(&mut again).unwrap();
-        a.mov(rsi, DATA).unwrap();
-        a.mov(rdi, DATA + 0x10_0000).unwrap();
-        a.mov(ecx, 0x1_0000 / 8).unwrap();
-        a.rep().movsq().unwrap();
-        a.hlt().unwrap();
-        a.jmp(again).unwrap();
+        a.set_label(&mut again)?;
+        a.mov(rsi, DATA)?;
+        a.mov(rdi, DATA + 0x10_0000)?;
+        a.mov(ecx, 0x1_0000 / 8)?;
+        a.rep().movsq()?;
+        a.hlt()?;
+        a.jmp(again)
     });
     group.throughput(Throughput::Bytes(0x1_0000));
     group.bench_function("rep movsq", |b| b.iter(|| assert_eq!(cpu.run(u64::MAX), Exit::Hlt)));

@@ -486,10 +486,10 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
         let to_itself = op.immediate.wrapping_add(u64::from(op.len)) == 0;
         return if to_itself { control::jcc_to_itself } else { jcc(op.extra, width) };
     }
-    if instruction.condition_code() != ConditionCode::None {
-        if let Some(handler) = conditional(instruction, form, width, op) {
-            return handler;
-        }
+    if instruction.condition_code() != ConditionCode::None
+        && let Some(handler) = conditional(instruction, form, width, op)
+    {
+        return handler;
     }
 
     match mnemonic {

@@ -191,8 +191,8 @@ impl Cpu {
             return Err(self.gp(ext));
         }
         let inner = cpl < self.cpl;
-        let switched = inner || ist.is_some();
-        let mut stack = if switched { self.inner_stack(bus, cpl, ist, ext)? } else { self.present_stack() };
+        let mut stack =
+            if inner || ist.is_some() { self.inner_stack(bus, cpl, ist, ext)? } else { self.present_stack() };
         let (old_ss, old_sp) = (u64::from(self.seg(SS).selector), self.rsp());
         if self.long {
             // SDM 3A 6.14.2: the frame is aligned, and always holds SS and RSP.
@@ -207,7 +207,7 @@ impl Cpu {
         for value in frame {
             self.push_new(bus, &mut stack, size, value)?;
         }
-        self.enter_handler(bus, code, selector, cpl, offset, &stack, switched)?;
+        self.enter_handler(bus, code, selector, cpl, offset, &stack)?;
         let masked = if matches!(kind, INTERRUPT_GATE | INTERRUPT_GATE16) { IF } else { 0 };
         let flags = self.rflags();
         self.set_rflags(flags & !(TF | NT | RF | VM | masked));

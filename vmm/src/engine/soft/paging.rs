@@ -159,7 +159,7 @@ impl Cpu {
             }
             match (shift, large) {
                 (39, _) => reserved |= PS,
-                (30 | 21, true) => reserved |= (1 << shift) - 1 & !0x1FFF,
+                (30 | 21, true) => reserved |= ((1 << shift) - 1) & !0x1FFF,
                 _ => {}
             }
         }

@@ -84,6 +84,8 @@ pub(super) struct NewStack {
     /// The error code of #SS if the stack is too small.
     error: u32,
     context: u64,
+    /// Whether SS is loaded too, or only the stack pointer moves.
+    switched: bool,
 }
 
 impl NewStack {
@@ -417,7 +419,7 @@ impl Cpu {
                 return Err(self.raise_code(vector::SS, ext));
             }
             let seg = Seg::null(u16::from(cpl), cpl);
-            return Ok(NewStack { seg, sp, mask: u64::MAX, error: ext, context });
+            return Ok(NewStack { seg, sp, mask: u64::MAX, error: ext, context, switched: true });
         }
         let (at, size) = if tr.kind() & 8 != 0 { (4 + level * 8, 4) } else { (2 + level * 4, 2) };
         if at + 2 * size - 1 > tr.limit {
@@ -439,13 +441,20 @@ impl Cpu {
         }
         let seg = self.accessed(bus, descriptor, selector)?;
         let mask = if seg.has(access::BIG) { 0xFFFF_FFFF } else { 0xFFFF };
-        Ok(NewStack { seg, sp: sp & mask, mask, error, context })
+        Ok(NewStack { seg, sp: sp & mask, mask, error, context, switched: true })
     }
 
     /// The present stack, for pushing before the registers change.
     pub(super) fn present_stack(&self) -> NewStack {
         let context = self.data_context & !context::SMAP;
-        NewStack { seg: *self.seg(SS), sp: self.rsp() & self.stack_mask, mask: self.stack_mask, error: 0, context }
+        NewStack {
+            seg: *self.seg(SS),
+            sp: self.rsp() & self.stack_mask,
+            mask: self.stack_mask,
+            error: 0,
+            context,
+            switched: false,
+        }
     }
 
     /// Pushes on a stack that is not yet the present one.
@@ -661,10 +670,9 @@ impl Cpu {
         cpl: u8,
         offset: u64,
         stack: &NewStack,
-        switched: bool,
     ) -> Step {
         self.enter_code(bus, code, selector, cpl, offset)?;
-        if switched {
+        if stack.switched {
             self.take_stack(stack);
         } else {
             self.set_sp(stack.sp);

@@ -25,7 +25,7 @@ fn real(build: impl FnOnce(&mut CodeAssembler)) -> Bench {
 
 #[test]
 fn daa_and_das_keep_sums_and_differences_decimal() {
-    let bcd = |n: u64| n / 10 << 4 | n % 10;
+    let bcd = |n: u64| n / 10 * 16 + n % 10;
     let mut add = protected(|a| {
         a.add(al, bl).unwrap();
         a.daa().unwrap();

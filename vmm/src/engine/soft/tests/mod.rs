@@ -1,13 +1,16 @@
 //! Tests of the software processor: the bench that they share, and one file per group of instructions.
+#![allow(clippy::unwrap_used, reason = "assembling the tests' own code")]
 
 mod boot;
 mod code;
 mod devices;
 mod events;
+mod fuzz;
 mod integer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod native;
 mod paging;
+mod random;
 mod segments;
 mod system;
 
