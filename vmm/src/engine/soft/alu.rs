@@ -1,7 +1,7 @@
 //! Integer arithmetic and logic (SDM 2, by mnemonic).
 //!
-//! Flags that the manual leaves undefined are left as current processors leave them, where they agree: a guest cannot tell
-//! the difference from hardware.
+//! Flags that the manual leaves undefined come out as they do: processors differ there among themselves. That goes for the
+//! overflow flag of shifts by more than one, and for most flags of multiplications and bit scans.
 
 use super::flags::Status;
 use super::mem::Bus;
