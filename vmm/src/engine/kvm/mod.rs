@@ -30,11 +30,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, io};
 
+/// KVM's modules that run guests with a virtual machine extension, or without one.
+const MODULES: [&str; 3] = ["kvm_intel", "kvm_amd", PVM];
+
+/// The module that runs guests without one: their user mode natively, and their ring 0 by emulating it.
+const PVM: &str = "kvm_pvm";
+
 /// The host's KVM, which has been seen to work.
 pub struct KvmEngine {
     kvm: Kvm,
-    /// What the host's processor and KVM can do.
-    supported: Arc<CpuId>,
+    backend: &'static str,
+    host: Arc<Host>,
+}
+
+/// What the host can do.
+struct Host {
+    /// The CPUID table that it supports.
+    cpuid: CpuId,
+    /// Whether guests can have paging outside long mode. `kvm_pvm` answers with a shutdown when one turns it on.
+    legacy_paging: bool,
 }
 
 impl KvmEngine {
@@ -62,10 +76,13 @@ impl KvmEngine {
         if kvm.check_extension_raw(kvm_bindings::KVM_CAP_SREGS2.into()) <= 0 {
             return Err("KVM lacks the capability Sregs2 (Linux 5.14)".into());
         }
-        let supported = kvm
+        let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|error| format!("KVM does not tell its CPUID table: {}", io::Error::from(error)))?;
-        Ok(KvmEngine { kvm, supported: Arc::new(supported) })
+        let loaded = MODULES.into_iter().find(|module| Path::new("/sys/module").join(module).exists());
+        let backend = loaded.unwrap_or("kvm");
+        let host = Host { cpuid, legacy_paging: backend != PVM };
+        Ok(KvmEngine { kvm, backend, host: Arc::new(host) })
     }
 
     fn try_three_instructions(&self) -> Result<(), String> {
@@ -101,19 +118,17 @@ impl Engine for KvmEngine {
     }
 
     fn backend(&self) -> String {
-        let modules = ["kvm_intel", "kvm_amd", "kvm_pvm"];
-        let loaded = modules.into_iter().find(|module| Path::new("/sys/module").join(module).exists());
-        loaded.unwrap_or("kvm").to_owned()
+        self.backend.to_owned()
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
-        Ok(Arc::new(vm::Vm::new(&self.kvm, Arc::clone(&self.supported))?))
+        Ok(Arc::new(vm::Vm::new(&self.kvm, Arc::clone(&self.host))?))
     }
 }
 
 impl fmt::Debug for KvmEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KvmEngine({})", self.backend())
+        write!(f, "KvmEngine({})", self.backend)
     }
 }
 

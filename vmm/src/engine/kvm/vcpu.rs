@@ -1,10 +1,10 @@
 //! A vCPU: the run loop, the exits, and the instructions that exits leave half done.
 
-use super::kick::{VcpuKick, arm_clock};
+use super::kick::{REPEAT, VcpuKick, arm_clock};
 use super::registers::Registers;
 use super::run_page::{Io, RunPage};
 use super::vm::Memory;
-use super::{cpuid, ioctl, refused};
+use super::{Host, cpuid, ioctl, refused};
 use crate::engine::{Completion, CpuidEntry, EngineError, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc, Unimplemented};
 use crate::memory::PAGE_SIZE;
 use kvm_bindings::{
@@ -29,6 +29,15 @@ const LONGEST_INSTRUCTION: u64 = 15;
 /// RFLAGS.IF.
 const IF: u64 = 1 << 9;
 
+/// CR0.PG.
+const PG: u64 = 1 << 31;
+
+/// EFER.LMA.
+const LMA: u64 = 1 << 10;
+
+/// Opcode of MOV to a control register.
+const MOV_TO_CR: [u8; 2] = [0x0f, 0x22];
+
 /// #GP.
 const GENERAL_PROTECTION: u8 = 13;
 
@@ -38,7 +47,7 @@ pub(super) struct Vcpu {
     page: Arc<RunPage>,
     kick: Arc<VcpuKick>,
     memory: Arc<Memory>,
-    supported: Arc<CpuId>,
+    host: Arc<Host>,
     registers: Registers,
     in_flight: InFlight,
     /// An exit that has happened and was not told yet.
@@ -79,12 +88,7 @@ enum Access {
 }
 
 impl Vcpu {
-    pub(super) fn new(
-        fd: VcpuFd,
-        run_size: usize,
-        memory: Arc<Memory>,
-        supported: Arc<CpuId>,
-    ) -> Result<Vcpu, EngineError> {
+    pub(super) fn new(fd: VcpuFd, run_size: usize, memory: Arc<Memory>, host: Arc<Host>) -> Result<Vcpu, EngineError> {
         let page = RunPage::map(&fd, run_size).map_err(|error| refused("Cannot map kvm_run", error))?;
         let page = Arc::new(page);
         Ok(Vcpu {
@@ -92,7 +96,7 @@ impl Vcpu {
             kick: Arc::new(VcpuKick::new(Arc::clone(&page))),
             page,
             memory,
-            supported,
+            host,
             registers: Registers::default(),
             in_flight: InFlight::Nothing,
             pending_exit: None,
@@ -112,7 +116,9 @@ impl Vcpu {
             return Ok(Exit::InterruptWindow);
         }
         self.page.set_request_interrupt_window(self.window_wanted);
-        let _clock = arm_clock(budget).map_err(words("Cannot arm the clock of a run"))?;
+        // Where KVM emulates instructions, it may go on past an open window (kvm_pvm does, up to the next exit). Look often.
+        let first_look = if self.window_wanted { budget.min(REPEAT) } else { budget };
+        let _clock = arm_clock(first_look).map_err(words("Cannot arm the clock of a run"))?;
         let kick = Arc::clone(&self.kick);
         let _running = kick.running();
         let began = Instant::now();
@@ -122,6 +128,9 @@ impl Vcpu {
             }
             if kick.take() {
                 return Ok(Exit::Kicked);
+            }
+            if self.window_wanted && self.interruptible() {
+                return Ok(Exit::InterruptWindow);
             }
             if began.elapsed() >= budget {
                 return Ok(Exit::Budget);
@@ -170,7 +179,7 @@ impl Vcpu {
             KVM_EXIT_HLT => Exit::Hlt,
             KVM_EXIT_IRQ_WINDOW_OPEN => Exit::InterruptWindow,
             KVM_EXIT_SET_TPR => Exit::TprWrite { tpr: tpr(self.page.cr8()) },
-            KVM_EXIT_SHUTDOWN => Exit::Shutdown,
+            KVM_EXIT_SHUTDOWN => self.shutdown()?,
             KVM_EXIT_INTR => return Ok(None),
             KVM_EXIT_INTERNAL_ERROR => return self.internal_error().map(Some),
             KVM_EXIT_FAIL_ENTRY => {
@@ -211,6 +220,20 @@ impl Vcpu {
             }
         }
         Err(format!("KVM cannot emulate the instruction at RIP {rip:#x} ({data:x?})"))
+    }
+
+    /// The guest met a triple fault, or something that this KVM does not do.
+    fn shutdown(&mut self) -> Result<Exit, String> {
+        if !self.host.legacy_paging && self.reg(Reg::Efer) & LMA == 0 {
+            let rip = self.reg(Reg::Rip);
+            let linear = self.desc(Reg::Cs).base.wrapping_add(rip);
+            let mut opcode = [0; 2];
+            let turns_paging_on = self.memory.read(linear, &mut opcode) && opcode == MOV_TO_CR;
+            if turns_paging_on || self.reg(Reg::Cr0) & PG != 0 {
+                return Err(format!("KVM does not do paging outside long mode here (RIP {rip:#x})"));
+            }
+        }
+        Ok(Exit::Shutdown)
     }
 
     /// Finishes an instruction that has its answer, so that the registers are those behind it.
@@ -334,7 +357,7 @@ impl EngineVcpu for Vcpu {
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {
-        let table = CpuId::from_entries(&cpuid::table(table, &self.supported));
+        let table = CpuId::from_entries(&cpuid::table(table, &self.host.cpuid));
         let result = table.map_err(|_| io::ErrorKind::InvalidInput.into());
         let result = result.and_then(|table| Ok(self.fd.set_cpuid2(&table)?));
         self.note(result, "KVM refuses the CPUID table");

@@ -1,13 +1,11 @@
 //! A virtual machine: its memory slots, and what is agreed on with KVM for all its vCPUs.
 #![allow(unsafe_code, reason = "guest memory is handed to KVM by its address")]
 
-use super::refused;
 use super::vcpu::Vcpu;
+use super::{Host, refused};
 use crate::engine::{EngineError, EngineVcpu, EngineVm};
 use crate::memory::{Protection, Segment};
-use kvm_bindings::{
-    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -40,7 +38,7 @@ pub(super) struct Vm {
     fd: VmFd,
     /// Length of a vCPU's `kvm_run`, in bytes.
     run_size: usize,
-    supported: Arc<CpuId>,
+    host: Arc<Host>,
     memory: Arc<Memory>,
 }
 
@@ -62,11 +60,12 @@ struct Mapping {
     len: u64,
     slot: u32,
     /// Held as long as KVM has its address.
-    _segment: Arc<Segment>,
+    segment: Arc<Segment>,
+    offset: u64,
 }
 
 impl Vm {
-    pub(super) fn new(kvm: &Kvm, supported: Arc<CpuId>) -> Result<Vm, EngineError> {
+    pub(super) fn new(kvm: &Kvm, host: Arc<Host>) -> Result<Vm, EngineError> {
         let fd = kvm.create_vm().map_err(|error| refused("Cannot make a virtual machine", error))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(|error| refused("Cannot place the TSS", error))?;
 
@@ -91,11 +90,19 @@ impl Vm {
             fd.enable_cap(&cap).map_err(|error| refused("Cannot have emulation failures leave the guest", error))?;
         }
         let run_size = fd.run_size();
-        Ok(Vm { fd, run_size, supported, memory: Arc::default() })
+        Ok(Vm { fd, run_size, host, memory: Arc::default() })
     }
 }
 
 impl Memory {
+    /// Reads guest memory; `false` when the bytes are not in one mapping.
+    pub(super) fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
+        let slots = self.slots.lock();
+        let Some((start, mapping)) = slots.mappings.range(..=gpa).next_back() else { return false };
+        let inside = mapping.len.checked_sub(gpa - start).is_some_and(|left| bytes.len() as u64 <= left);
+        inside && mapping.segment.read(mapping.offset + (gpa - start), bytes)
+    }
+
     /// Whether a guest physical address has no memory.
     pub(super) fn is_unmapped(&self, gpa: u64) -> bool {
         let slots = self.slots.lock();
@@ -130,7 +137,7 @@ impl EngineVm for Vm {
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(|error| refused(format!("Cannot map {len:#x} bytes at {gpa:#x}"), error))?;
         slots.free.pop();
-        slots.mappings.insert(gpa, Mapping { len, slot, _segment: Arc::clone(segment) });
+        slots.mappings.insert(gpa, Mapping { len, slot, segment: Arc::clone(segment), offset });
         Ok(())
     }
 
@@ -151,6 +158,6 @@ impl EngineVm for Vm {
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn EngineVcpu>, EngineError> {
         let fd = self.fd.create_vcpu(id.into()).map_err(|error| refused(format!("Cannot make vCPU {id}"), error))?;
-        Ok(Box::new(Vcpu::new(fd, self.run_size, Arc::clone(&self.memory), Arc::clone(&self.supported))?))
+        Ok(Box::new(Vcpu::new(fd, self.run_size, Arc::clone(&self.memory), Arc::clone(&self.host))?))
     }
 }
