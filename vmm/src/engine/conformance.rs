@@ -1062,12 +1062,12 @@ pub(super) fn user_mode_and_back(engine: &dyn Engine) {
     });
     machine.assemble(HANDLER, 64, |a| {
         a.mov(r12, 0x1111_2222u64)?;
-        a.int(0x80)?;
+        a.int3()?;
         a.hlt()
     });
-    // Interrupt gate 80h for user mode, and #GP, which HLT in user mode is. TSS: RSP0.
+    // Gates of #BP, for user mode, and of #GP, which HLT in user mode is. Not INT n: kvm_pvm cannot have it there.
     let gate = |at: u64, dpl: u64| (at & 0xffff) | 24 << 16 | (0x8e | dpl << 5) << 40;
-    machine.write(IDT + 0x80 * 16, &gate(HANDLER + 0x800, 3).to_le_bytes());
+    machine.write(IDT + 3 * 16, &gate(HANDLER + 0x800, 3).to_le_bytes());
     machine.write(IDT + 13 * 16, &gate(HANDLER + 0xc00, 0).to_le_bytes());
     machine.write(TSS + 4, &STACK.to_le_bytes());
     write_gdt(&machine, GDT);
@@ -1087,7 +1087,6 @@ pub(super) fn user_mode_and_back(engine: &dyn Engine) {
     machine.expect(Exit::Hlt);
     assert_eq!(machine.vcpu.reg(Reg::R13), 0x1111_2222);
     assert_eq!(machine.vcpu.reg(Reg::R14), 0, "error code");
-    // MOV R12 takes 10 bytes, or 7 in its shorter form; INT 2.
     let hlt = machine.vcpu.reg(Reg::R15);
     assert_eq!(machine.read(hlt), [0xf4], "RIP of HLT, not {hlt:#x}");
     assert_eq!(machine.vcpu.reg(Reg::Cs), 24);
