@@ -113,6 +113,10 @@ impl Registers {
                 events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
             }
             Reg::EntryInstLength => self.entry_instruction_length = value,
+            Reg::Rip => {
+                self.drop_events(page);
+                self.general.get_mut(page).rip = value;
+            }
             _ => *general_register(self.general.get_mut(page), reg) = value,
         }
         Ok(())
@@ -161,6 +165,19 @@ impl Registers {
                 events.exception.error_code = error_code.unwrap_or(0);
             }
         }
+    }
+
+    /// Drops the events that are on their way in.
+    fn drop_events(&mut self, page: &RunPage) {
+        let kvm_vcpu_events { exception, interrupt, nmi, .. } = *self.events.get(page);
+        if exception.injected | exception.pending | interrupt.injected | nmi.injected | nmi.pending == 0 {
+            return;
+        }
+        let events = self.events.get_mut(page);
+        (events.exception.injected, events.exception.pending) = (0, 0);
+        events.interrupt.injected = 0;
+        (events.nmi.injected, events.nmi.pending) = (0, 0);
+        events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
     }
 
     /// Whether an interrupt can be injected: enabled, not in a shadow, and no event on its way in.

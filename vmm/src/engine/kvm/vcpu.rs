@@ -362,6 +362,10 @@ impl EngineVcpu for Vcpu {
     fn set_time(&mut self, _now_ns: u64) {}
 
     fn complete(&mut self, completion: Completion) {
+        if self.pending_exit.is_some() {
+            // The exit that it would answer was not told yet.
+            return;
+        }
         match (completion, self.in_flight) {
             (Completion::GeneralProtection, InFlight::Asks(Access::Msr)) => {
                 self.page.set_msr(None);
