@@ -38,11 +38,11 @@ const PVM: &str = "kvm_pvm";
 pub struct KvmEngine {
     kvm: Kvm,
     backend: &'static str,
-    host: Arc<Host>,
+    abilities: Arc<Abilities>,
 }
 
 /// What the host can do.
-struct Host {
+struct Abilities {
     /// The CPUID table that it supports.
     cpuid: CpuId,
     /// Whether guests can have paging outside long mode. `kvm_pvm` answers with a shutdown when one turns it on.
@@ -79,8 +79,8 @@ impl KvmEngine {
             .map_err(|error| format!("KVM does not tell its CPUID table: {}", io::Error::from(error)))?;
         let loaded = MODULES.into_iter().find(|module| Path::new("/sys/module").join(module).exists());
         let backend = loaded.unwrap_or("kvm");
-        let host = Host { cpuid, legacy_paging: backend != PVM };
-        Ok(KvmEngine { kvm, backend, host: Arc::new(host) })
+        let abilities = Abilities { cpuid, legacy_paging: backend != PVM };
+        Ok(KvmEngine { kvm, backend, abilities: Arc::new(abilities) })
     }
 
     fn try_three_instructions(&self) -> Result<(), String> {
@@ -120,7 +120,7 @@ impl Engine for KvmEngine {
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
-        Ok(Arc::new(vm::Vm::new(&self.kvm, Arc::clone(&self.host))?))
+        Ok(Arc::new(vm::Vm::new(&self.kvm, Arc::clone(&self.abilities))?))
     }
 }
 

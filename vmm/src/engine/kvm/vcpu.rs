@@ -4,7 +4,7 @@ use super::kick::{REPEAT, VcpuKick, arm_clock};
 use super::registers::Registers;
 use super::run_page::{Io, RunPage};
 use super::vm::Memory;
-use super::{Host, cpuid, refused};
+use super::{Abilities, cpuid, refused};
 use crate::engine::{Completion, CpuidEntry, EngineError, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc, Unimplemented};
 use crate::memory::PAGE_SIZE;
 use kvm_bindings::{
@@ -44,7 +44,7 @@ pub(super) struct Vcpu {
     page: Arc<RunPage>,
     kick: Arc<VcpuKick>,
     memory: Arc<Memory>,
-    host: Arc<Host>,
+    abilities: Arc<Abilities>,
     registers: Registers,
     in_flight: InFlight,
     /// An exit that has happened and was not told yet.
@@ -81,7 +81,12 @@ enum Access {
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd, run_size: usize, memory: Arc<Memory>, host: Arc<Host>) -> Result<Vcpu, EngineError> {
+    pub(super) fn new(
+        fd: VcpuFd,
+        run_size: usize,
+        memory: Arc<Memory>,
+        abilities: Arc<Abilities>,
+    ) -> Result<Vcpu, EngineError> {
         let page = RunPage::map(&fd, run_size).map_err(|error| refused("Cannot map kvm_run", error))?;
         let page = Arc::new(page);
         let mut vcpu = Vcpu {
@@ -89,7 +94,7 @@ impl Vcpu {
             kick: Arc::new(VcpuKick::new(Arc::clone(&page))),
             page,
             memory,
-            host,
+            abilities,
             registers: Registers::default(),
             in_flight: InFlight::Nothing,
             pending_exit: None,
@@ -97,26 +102,26 @@ impl Vcpu {
             cr8: 0,
             failure: None,
         };
-        vcpu.call_without_guest().map_err(|error| refused("Cannot read the registers of a new vCPU", error))?;
+        // Fills `kvm_run` with the registers.
+        vcpu.call_without_guest().map_err(|what| EngineError { what, source: None })?;
         Ok(vcpu)
     }
 
     /// Runs the guest until it exits.
     fn run_guest(&mut self, budget: Duration) -> Result<Exit, String> {
-        let words = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         if self.window_wanted && self.interruptible() {
             return Ok(Exit::InterruptWindow);
         }
         self.page.set_request_interrupt_window(self.window_wanted);
         // Where KVM emulates instructions, it may go on past an open window (kvm_pvm does, up to the next exit). Look often.
         let first_look = if self.window_wanted { budget.min(REPEAT) } else { budget };
-        let _clock = arm_clock(first_look).map_err(words("Cannot arm the clock of a run"))?;
+        let _clock = arm_clock(first_look).map_err(|error| format!("Cannot arm the clock of a run: {error}"))?;
         let kick = Arc::clone(&self.kick);
         let _running = kick.running();
         let began = Instant::now();
         loop {
-            if let Some(exit) = self.call_run().map_err(words("KVM_RUN failed"))? {
-                return exit;
+            if let Some(exit) = self.call_run()? {
+                return Ok(exit);
             }
             if kick.take() {
                 return Ok(Exit::Kicked);
@@ -131,22 +136,27 @@ impl Vcpu {
     }
 
     /// Calls `KVM_RUN` once; `None` when it was interrupted.
-    fn call_run(&mut self) -> io::Result<Option<Result<Exit, String>>> {
-        self.registers.write_back(&self.page, &self.fd)?;
+    fn call_run(&mut self) -> Result<Option<Exit>, String> {
+        let new_registers = self.registers.is_dirty();
+        let written = self.registers.write_back(&self.page, &self.fd);
+        written.map_err(|error| format!("KVM refuses the debug registers: {error}"))?;
         let result = self.fd.run().map(drop);
         self.registers.forget();
         self.in_flight = InFlight::Nothing;
         match result {
             // What kvm-ioctls makes of the exit hides the size of a string instruction's elements.
-            Ok(()) => Ok(self.take_exit().transpose()),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(None),
-            Err(error) => Err(error.into()),
+            Ok(()) => self.take_exit(),
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => Ok(None),
+                libc::EINVAL if new_registers => Err("KVM refuses the registers of the vCPU".into()),
+                _ => Err(format!("KVM_RUN failed: {}", io::Error::from(error))),
+            },
         }
     }
 
     /// Calls `KVM_RUN` for what it does before it enters the guest: it takes the registers that were set, and finishes the
     /// instruction in flight, which may go on with another access.
-    fn call_without_guest(&mut self) -> io::Result<Option<Result<Exit, String>>> {
+    fn call_without_guest(&mut self) -> Result<Option<Exit>, String> {
         let kick = Arc::clone(&self.kick);
         kick.without_guest(|| self.call_run())
     }
@@ -221,7 +231,7 @@ impl Vcpu {
 
     /// The guest met a triple fault, or something that this KVM does not do.
     fn shutdown(&mut self) -> Result<Exit, String> {
-        if !self.host.legacy_paging && self.reg(Reg::Efer) & LMA == 0 {
+        if !self.abilities.legacy_paging && self.reg(Reg::Efer) & LMA == 0 {
             let rip = self.reg(Reg::Rip);
             let linear = self.desc(Reg::Cs).base.wrapping_add(rip);
             let mut opcode = [0; 2];
@@ -239,10 +249,8 @@ impl Vcpu {
             return;
         }
         match self.call_without_guest() {
-            Ok(Some(Ok(exit))) => self.pending_exit = Some(exit),
-            Ok(None) => {}
-            Ok(Some(Err(what))) => self.failure = Some(what),
-            Err(error) => self.failure = Some(format!("KVM_RUN failed: {error}")),
+            Ok(exit) => self.pending_exit = exit,
+            Err(what) => self.failure = Some(what),
         }
     }
 
@@ -319,7 +327,7 @@ impl EngineVcpu for Vcpu {
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {
-        let table = CpuId::from_entries(&cpuid::table(table, &self.host.cpuid));
+        let table = CpuId::from_entries(&cpuid::table(table, &self.abilities.cpuid));
         let result = table.map_err(|_| io::ErrorKind::InvalidInput.into());
         let result = result.and_then(|table| Ok(self.fd.set_cpuid2(&table)?));
         self.note(result, "KVM refuses the CPUID table");
