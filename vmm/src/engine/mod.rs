@@ -75,9 +75,51 @@ impl Reg {
     pub const ALL: [Reg; 45] = {
         use Reg::*;
         [
-            Rax, Rbx, Rcx, Rdx, Rsi, Rdi, Rbp, R8, R9, R10, R11, R12, R13, R14, R15, Cr0, Cr3, Cr4, Dr7, Rsp, Rip, Rflags,
-            Es, Cs, Ss, Ds, Fs, Gs, Ldtr, Tr, Idtr, Gdtr, Efer, Cr2, Pdpte0, Pdpte1, Pdpte2, Pdpte3, IntrShadow, Dr0, Dr1,
-            Dr2, Dr3, Dr6, EntryInstLength,
+            Rax,
+            Rbx,
+            Rcx,
+            Rdx,
+            Rsi,
+            Rdi,
+            Rbp,
+            R8,
+            R9,
+            R10,
+            R11,
+            R12,
+            R13,
+            R14,
+            R15,
+            Cr0,
+            Cr3,
+            Cr4,
+            Dr7,
+            Rsp,
+            Rip,
+            Rflags,
+            Es,
+            Cs,
+            Ss,
+            Ds,
+            Fs,
+            Gs,
+            Ldtr,
+            Tr,
+            Idtr,
+            Gdtr,
+            Efer,
+            Cr2,
+            Pdpte0,
+            Pdpte1,
+            Pdpte2,
+            Pdpte3,
+            IntrShadow,
+            Dr0,
+            Dr1,
+            Dr2,
+            Dr3,
+            Dr6,
+            EntryInstLength,
         ]
     };
 
@@ -220,7 +262,14 @@ pub trait EngineVm: Send + Sync {
     ///
     /// # Errors
     /// When the host refuses.
-    fn map(&self, gpa: u64, segment: &Arc<Segment>, offset: u64, len: u64, protection: Protection) -> Result<(), EngineError>;
+    fn map(
+        &self,
+        gpa: u64,
+        segment: &Arc<Segment>,
+        offset: u64,
+        len: u64,
+        protection: Protection,
+    ) -> Result<(), EngineError>;
 
     /// Removes a mapping made by [`EngineVm::map`], whole.
     ///
