@@ -1,0 +1,47 @@
+//! The system calls behind libvmmapi, as traits: the modelled kernel answers them in a cell, a script in tests.
+
+use std::sync::Arc;
+use vmm::abi::{Errno, Request};
+
+/// What a process asks of the host kernel before it has a virtual machine open.
+pub(crate) trait System: Send + Sync {
+    /// `sysctl hw.vmm.create`.
+    ///
+    /// # Errors
+    /// What the kernel says; EEXIST when the name is taken.
+    fn vm_create(&self, name: &str) -> Result<(), Errno>;
+
+    /// `open("/dev/vmm/NAME")`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno>;
+
+    /// `open("/dev/vmm.io/NAME.SEGMENT")` and `mmap` of the whole of it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn map_devmem(&self, name: &str, segment: &str) -> Result<Arc<dyn SharedMemory>, Errno>;
+}
+
+/// An open `/dev/vmm/NAME`.
+pub(crate) trait DeviceFile: Send + Sync {
+    /// `ioctl`. Pointers inside the argument count from its first byte.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<(), Errno>;
+
+    /// `mmap` of guest physical memory.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn mmap(&self, gpa: u64, len: u64) -> Result<Arc<dyn SharedMemory>, Errno>;
+}
+
+/// Guest memory mapped into the process.
+pub(crate) trait SharedMemory: Send + Sync {
+    /// Copies bytes in; `false` when the range leaves the mapping.
+    #[must_use]
+    fn write(&self, at: u64, bytes: &[u8]) -> bool;
+}
