@@ -24,6 +24,7 @@ pub mod vatpit;
 pub mod vioapic;
 pub mod vlapic;
 pub mod vpmtmr;
+pub mod vrtc;
 
 /// The guest's instruction faults with #GP(0) instead of completing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -128,13 +128,10 @@ impl Board {
 
     // -- ports ------------------------------------------------------------------------------------------------------
 
-    /// `emulate_ioport` for IN. `None` when the port, or the size of the access, is userspace's.
-    pub(super) fn read_port(&mut self, port: u16, size: u8, now: u64) -> Option<u32> {
+    /// `emulate_ioport` for IN. `None` when the port is userspace's.
+    pub(super) fn read_port(&mut self, port: u16, size: u8, now: u64) -> Option<Result<u32, Refused>> {
         if port == IO_PMTMR {
-            return (size == 4).then(|| self.pmtmr.read(now));
-        }
-        if size != 1 {
-            return None;
+            return Some(if size == 4 { Ok(self.pmtmr.read(now)) } else { Err(Refused) });
         }
         let value = if Vatpic::PORTS.contains(&port) {
             self.atpic.read(port)
@@ -145,13 +142,15 @@ impl Board {
         } else {
             return None;
         };
-        value.ok().map(u32::from)
+        Some(value.map(u32::from).and_then(|value| if size == 1 { Ok(value) } else { Err(Refused) }))
     }
 
-    /// `emulate_ioport` for OUT. `false` when the port, or the size of the access, is userspace's.
-    pub(super) fn write_port(&mut self, port: u16, size: u8, data: u32, now: u64) -> bool {
-        if size != 1 {
-            return false;
+    /// `emulate_ioport` for OUT. `None` when the port is userspace's.
+    pub(super) fn write_port(&mut self, port: u16, size: u8, data: u32, now: u64) -> Option<Result<(), Refused>> {
+        let ours = port == IO_PMTMR
+            || [&Vatpic::PORTS[..], &Vatpit::PORTS, &Vrtc::PORTS].iter().any(|ports| ports.contains(&port));
+        if ours && (size != 1 || port == IO_PMTMR) {
+            return Some(Err(Refused));
         }
         let value = data as u8;
         let done = if Vatpic::PORTS.contains(&port) {
@@ -161,9 +160,9 @@ impl Board {
         } else if Vrtc::PORTS.contains(&port) {
             self.rtc.write(port, value, now)
         } else {
-            return false;
+            return None;
         };
-        done.is_ok()
+        Some(done)
     }
 
     // -- memory-mapped registers ------------------------------------------------------------------------------------
@@ -174,16 +173,16 @@ impl Board {
         Some(if size == 4 { u64::from(self.ioapic.mmio_read(offset)) } else { 0 })
     }
 
-    /// Writes a register of the I/O APIC. `false` when there is none of the board at the address.
-    pub(super) fn write_mmio(&mut self, gpa: u64, size: u8, data: u64) -> bool {
-        let Some(offset) = ioapic_offset(gpa) else {
-            return false;
-        };
-        if size == 4 {
-            let written = self.ioapic.mmio_write(offset, data as u32);
-            self.signals.messages.extend(written.message);
+    /// Writes a register of the I/O APIC. `None` when there is none of the board at the address, else whether the routing
+    /// of interrupts changed.
+    pub(super) fn write_mmio(&mut self, gpa: u64, size: u8, data: u64) -> Option<bool> {
+        let offset = ioapic_offset(gpa)?;
+        if size != 4 {
+            return Some(false);
         }
-        true
+        let written = self.ioapic.mmio_write(offset, data as u32);
+        self.signals.messages.extend(written.message);
+        Some(written.routing_changed)
     }
 
     // -- the clock --------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ impl Vm {
     pub(super) fn local_interrupt(&self, st: &mut State<'_>, id: usize, lvt: Lvt) {
         let vcpu = st.vcpu(id);
         match vcpu.vlapic.local_interrupt(lvt) {
-            LocalInterrupt::Ignored => return,
-            LocalInterrupt::Fixed { .. } => {}
+            LocalInterrupt::Dropped => return,
+            LocalInterrupt::Requested { .. } => {}
             LocalInterrupt::Nmi => vcpu.nmi_pending = true,
             LocalInterrupt::ExtInt => vcpu.extint_pending = true,
         }

@@ -6,8 +6,8 @@ use super::vm::{State, Vm};
 use crate::abi::*;
 use crate::cpuset::CPU_SETSIZE;
 use crate::device::message::Message;
+use crate::device::vioapic::PINS;
 use crate::device::vlapic::Lvt;
-use crate::device::vioapic::REDIR_ENTRIES;
 use crate::engine::{Reg, SegDesc};
 use crate::history::MaxCpus;
 use crate::trace::Event;
@@ -114,13 +114,11 @@ impl Vm {
                 target.set_descriptor(reg?, SegDesc { base, limit, access });
             }
             VM_GET_SEGMENT_DESCRIPTOR => {
-                let mut desc: VmSegDesc = load(arg);
+                let desc: VmSegDesc = load(arg);
                 let reg = descriptor_register(desc.regnum);
                 let target = self.idle_vcpu(st, named(desc.cpuid))?;
                 let SegDesc { base, limit, access } = target.engine().desc(reg?);
                 store(arg, &VmSegDesc { base, limit, access, ..desc });
-                desc = load(arg);
-                debug_assert_eq!(desc.base, base);
             }
             VM_SET_CAPABILITY => {
                 let VmCapability { cpuid, captype, capval, .. } = load(arg);
@@ -279,7 +277,7 @@ impl Vm {
             VM_IOAPIC_ASSERT_IRQ => st.board.set_ioapic_pin(load::<VmIoapicIrq>(arg).irq, Assert)?,
             VM_IOAPIC_DEASSERT_IRQ => st.board.set_ioapic_pin(load::<VmIoapicIrq>(arg).irq, Deassert)?,
             VM_IOAPIC_PULSE_IRQ => st.board.set_ioapic_pin(load::<VmIoapicIrq>(arg).irq, Pulse)?,
-            VM_IOAPIC_PINCOUNT => store(arg, &(REDIR_ENTRIES as i32)),
+            VM_IOAPIC_PINCOUNT => store(arg, &(PINS as i32)),
             VM_ISA_ASSERT_IRQ => st.board.set_isa_irq(load(arg), Assert)?,
             VM_ISA_DEASSERT_IRQ => st.board.set_isa_irq(load(arg), Deassert)?,
             VM_ISA_PULSE_IRQ => st.board.set_isa_irq(load(arg), Pulse)?,
@@ -295,7 +293,6 @@ impl Vm {
             }
             VM_RTC_SETTIME => st.board.set_time(load::<VmRtcTime>(arg).secs, now)?,
             VM_RTC_GETTIME => store(arg, &VmRtcTime { secs: st.board.time(now) }),
-            VM_GET_HPET_CAPABILITIES => store(arg, &VmHpetCap { capabilities: st.board.hpet_capabilities()? }),
             VM_STATS => {
                 let mut stats: VmStats = load(arg);
                 let id = self.vcpu_id(st, named(stats.cpuid))?;

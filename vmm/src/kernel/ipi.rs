@@ -74,6 +74,9 @@ impl Vm {
         let ipi = IcrCommand { icr, sender, x2apic };
         let result = match icr.delivery_mode() {
             // Modes that the filter of c0f35dbf19c3 refuses.
+            DeliveryMode::Init if icr.level_triggered() && !icr.assert() => {
+                self.drop_ipi(ipi, DropReason::InitDeassert)
+            }
             _ if !self.is_valid(icr) => self.drop_ipi(ipi, DropReason::InvalidCombination),
             DeliveryMode::Fixed | DeliveryMode::Nmi => self.send_interrupt(st, ipi),
             DeliveryMode::Init | DeliveryMode::Startup => self.send_startup(st, ctx, ipi),
@@ -222,11 +225,7 @@ impl Vm {
             if st.allocated(target).is_none() {
                 return self.drop_ipi(ipi, DropReason::NotInInitState);
             }
-            return if init {
-                self.boot_state_init(st, ipi, target)
-            } else {
-                self.boot_state_startup(st, ipi, target)
-            };
+            return if init { self.boot_state_init(st, ipi, target) } else { self.boot_state_startup(st, ipi, target) };
         }
         let (rule, targets) = self.dmask(st, ipi);
         self.resolved(ipi, rule, st.active, targets);
@@ -301,7 +300,8 @@ impl Vm {
         if st.vcpu(ipi.sender).ipi_exit() {
             let reached = if init { ipimask } else { self.start_cpus(st, ctx, ipimask) };
             if reached.is_empty() {
-                return self.drop_ipi(ipi, if init { DropReason::NoDestination } else { DropReason::NotWaitingForSipi });
+                return self
+                    .drop_ipi(ipi, if init { DropReason::NoDestination } else { DropReason::NotWaitingForSipi });
             }
             // The exit names dmask, those that did not wait for a STARTUP among them.
             return IcrResult::Ipi(ipi.with_mask(dmask));
@@ -329,6 +329,9 @@ impl Vm {
             };
             self.smp_rendezvous(st, ctx.vcpu, reset, RendezvousFunction::VlapicReset);
             self.await_start(st, ctx, ipi.mask);
+            if ipi.mask.is_empty() {
+                self.dropped_in_handle_ipi(ctx, ipi);
+            }
             return ipi_exit.then(|| ipi.exit());
         }
         let started = match self.behaviour.startup_effects {
@@ -336,9 +339,7 @@ impl Vm {
             StartupEffects::InHandleIpi => self.start_cpus(st, ctx, ipi.mask),
         };
         if started.is_empty() {
-            let event =
-                Event::IpiDropped { mode: ipi.mode, vector: ipi.vector, why: self.why_nobody_started(ipi.mask) };
-            self.host.emit(Some(ctx.vcpu as u16), event);
+            self.dropped_in_handle_ipi(ctx, ipi);
             return None;
         }
         if ipi_exit {
@@ -351,8 +352,9 @@ impl Vm {
         Some(spinup_ap(named, ipi.vector))
     }
 
-    fn why_nobody_started(&self, mask: CpuSet) -> DropReason {
-        if mask.is_empty() { DropReason::NoDestination } else { DropReason::NotWaitingForSipi }
+    fn dropped_in_handle_ipi(&self, ctx: RunContext, ipi: Ipi) {
+        let why = if ipi.mask.is_empty() { DropReason::NoDestination } else { DropReason::NotWaitingForSipi };
+        self.host.emit(Some(ctx.vcpu as u16), Event::IpiDropped { mode: ipi.mode, vector: ipi.vector, why });
     }
 
     /// Between 0bda8d3e9f7a and c0f35dbf19c3, for targets that are active. \[inferred]
@@ -371,8 +373,7 @@ impl Vm {
         let waiting = |id: &usize| st.allocated(*id).is_some_and(|vcpu| vcpu.boot_state == BootState::Sipi);
         let started: CpuSet = ipi.mask.iter().filter(waiting).collect();
         let Some(first) = started.iter().next() else {
-            let why = DropReason::NotWaitingForSipi;
-            self.host.emit(Some(ctx.vcpu as u16), Event::IpiDropped { mode: ipi.mode, vector: ipi.vector, why });
+            self.dropped_in_handle_ipi(ctx, ipi);
             return None;
         };
         for id in started.iter() {

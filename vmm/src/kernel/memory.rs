@@ -132,11 +132,6 @@ impl Memory {
         let segment = self.segments[Memory::slot(map.segid).ok()?].as_ref()?;
         Some((Arc::clone(&segment.memory), map.segoff as u64 + (gpa - map.gpa)))
     }
-
-    /// `vm_mem_allocated`: whether there is memory at the address.
-    pub(super) fn allocated(&self, gpa: u64) -> bool {
-        self.maps.iter().any(|map| map.gpa <= gpa && gpa - map.gpa < map.len)
-    }
 }
 
 #[cfg(test)]
@@ -185,13 +180,12 @@ mod tests {
         assert_eq!(try_map(map(0, 0, 0, 0x8000)), None);
         assert_eq!(try_map(map(0x7000, 0, 0, 0x1000)), Some(Errno::EFAULT), "overlaps");
         assert_eq!(try_map(map(0x10_0000, 0, 0x8000, 0x8000)), None);
-        assert!(memory.allocated(0x7fff) && !memory.allocated(0x8000) && memory.allocated(0x10_0000));
         assert_eq!(memory.find(0x10_0010, 16).map(|(_, offset)| offset), Some(0x8010));
         assert!(memory.find(0x7ff8, 16).is_none());
         assert_eq!(memory.next(1).map(|map| map.gpa), Ok(0x10_0000));
         assert_eq!(memory.next(0x10_0001), Err(Errno::ENOENT));
         assert_eq!(errno(memory.unmap(&*engine, 0, 0x1000)), Some(Errno::EINVAL));
         assert_eq!(errno(memory.unmap(&*engine, 0, 0x8000)), None);
-        assert!(!memory.allocated(0));
+        assert!(memory.find(0, 1).is_none());
     }
 }

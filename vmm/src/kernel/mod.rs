@@ -64,12 +64,7 @@ impl Kernel {
     /// Boots a host with this version of `vmm.ko`, whose guests the engine executes.
     #[must_use]
     pub fn boot(host: &Host, version: &KernelVersion, engine: Arc<dyn Engine>) -> Kernel {
-        Kernel(Arc::new(Booted {
-            host: host.clone(),
-            version: version.clone(),
-            engine,
-            vms: Mutex::default(),
-        }))
+        Kernel(Arc::new(Booted { host: host.clone(), version: version.clone(), engine, vms: Mutex::default() }))
     }
 
     /// `sysctl hw.vmm.create`: makes a VM.

@@ -1,5 +1,6 @@
 //! `vm_smp_rendezvous`: a function that a set of vCPUs runs, each in its own thread, before the initiator goes on.
 
+use super::vcpu::BootState;
 use super::vm::{ONE_SECOND, State, Vm};
 use crate::cpuset::CpuSet;
 use crate::history::RendezvousPending;
@@ -8,6 +9,9 @@ use crate::trace::Event;
 /// What the participants run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RendezvousFunction {
+    /// `vioapic_update_tmr`, after the guest has changed the I/O APIC's routing. Here a local APIC learns the trigger mode with
+    /// each interrupt, so that there is nothing left to run.
+    UpdateTmr,
     /// `vlapic_reset`.
     VlapicReset,
     /// INIT between 0bda8d3e9f7a and c0f35dbf19c3: `vlapic_reset`, and boot_state becomes BS_SIPI. \[inferred]
@@ -76,10 +80,12 @@ impl Vm {
     }
 
     fn run_rendezvous_function(&self, st: &mut State<'_>, id: usize, function: RendezvousFunction) {
-        st.vcpu(id).vlapic.reset();
-        if function == RendezvousFunction::VlapicResetAwaitSipi {
-            st.vcpu(id).boot_state = super::vcpu::BootState::Sipi;
+        match function {
+            RendezvousFunction::UpdateTmr => return,
+            RendezvousFunction::VlapicReset => {}
+            RendezvousFunction::VlapicResetAwaitSipi => st.vcpu(id).boot_state = BootState::Sipi,
         }
+        st.vcpu(id).vlapic.reset();
         self.note(st, id, Event::VlapicReset);
     }
 

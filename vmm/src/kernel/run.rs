@@ -1,12 +1,12 @@
 //! VM_RUN: the loop that enters the guest and handles what it leaves for (`vm_run`, and `vmx_run` inside it).
 
+use super::cpuid;
 use super::ipi::{IcrResult, Ipi};
+use super::rendezvous::RendezvousFunction;
 use super::vcpu::{Counter, VcpuState};
 use super::vm::{ONE_SECOND, State, Vm};
-use super::{board, cpuid};
 use crate::abi::{
-    Errno, ExitHlt, ExitInout, ExitInstEmul, ExitMsr, ExitSuspended, ExitVmx, VmExit, VmGuestPaging, cap, exitcode,
-    suspend,
+    Errno, ExitInout, ExitInstEmul, ExitMsr, ExitSuspended, ExitVmx, VmExit, VmGuestPaging, cap, exitcode, suspend,
 };
 use crate::device::vlapic::{DEFAULT_APIC_BASE, Effect, MSR_APIC_BASE};
 use crate::engine::{Completion, Exit, Reg};
@@ -94,12 +94,12 @@ impl Vm {
                     self.handle_rendezvous(st, id);
                     Next::Guest
                 }
-                Left::ReqIdle => Next::Userspace(self.bare_exit(st, id, exitcode::REQIDLE)),
-                Left::Debug => Next::Userspace(self.bare_exit(st, id, exitcode::DEBUG)),
+                Left::ReqIdle => Next::Userspace(bare_exit(exitcode::REQIDLE)),
+                Left::Debug => Next::Userspace(bare_exit(exitcode::DEBUG)),
                 Left::Hlt => self.handle_hlt(st, id),
                 Left::MmioRead { gpa, size } => self.handle_mmio_read(st, id, gpa, size),
                 Left::MmioWrite { gpa, size, data } => self.handle_mmio_write(st, outside, gpa, size, data)?,
-                Left::Port(exit) => self.handle_inout(st, id, exit),
+                Left::Port(exit) => self.handle_inout(st, id, exit)?,
                 Left::Ipi(ipi) => self.handle_ipi(st, outside, ipi).map_or(Next::Guest, Next::Userspace),
                 Left::Userspace(exit) => Next::Userspace(exit),
             };
@@ -136,7 +136,7 @@ impl Vm {
                 Exit::Pause => {
                     st.vcpu(id).count(Counter::Pause);
                     if st.vcpu(id).caps.has(cap::PAUSE_EXIT) {
-                        return Left::Userspace(self.bare_exit(st, id, exitcode::PAUSE));
+                        return Left::Userspace(bare_exit(exitcode::PAUSE));
                     }
                     self.relax(st, id);
                 }
@@ -159,14 +159,16 @@ impl Vm {
                 Exit::Hlt => return Left::Hlt,
                 Exit::MmioRead { gpa, size } => return Left::MmioRead { gpa, size },
                 Exit::MmioWrite { gpa, size, data } => return Left::MmioWrite { gpa, size, data },
-                Exit::MmioFetch { .. } => return Left::Userspace(self.fetch_fault(st, id)),
+                Exit::MmioFetch { .. } => return Left::Userspace(fetch_fault()),
                 Exit::IoIn { .. } | Exit::IoOut { .. } => return Left::Port(exit),
                 Exit::Shutdown => {
                     self.host.emit(Some(id as u16), Event::TripleFault);
                     // EALREADY: the VM is being suspended for another reason, and that one stays.
                     let _ = self.suspend(st, id, suspend::TRIPLEFAULT);
                 }
-                Exit::Failed(what) => self.host.end(End::HarnessError(format!("The engine failed on vCPU {id}: {what}"))),
+                Exit::Failed(what) => {
+                    self.host.end(End::HarnessError(format!("The engine failed on vCPU {id}: {what}")))
+                }
             }
         }
     }
@@ -176,7 +178,7 @@ impl Vm {
         self.refresh_cpuid(st, id);
         let state = &mut **st;
         let board = &mut state.board;
-        let vcpu = state.vcpus[id].as_mut().expect("the vCPU that runs is allocated");
+        let vcpu = state.vcpus[id].as_deref_mut().expect("the vCPU that runs is allocated");
         vcpu.inject_events(|| board.acknowledge_extint());
         if std::mem::take(&mut vcpu.fresh) {
             let (cs, ip) = (vcpu.engine().reg(Reg::Cs) as u16, vcpu.engine().reg(Reg::Rip));
@@ -242,10 +244,6 @@ impl Vm {
 
     // -- exits that vm_run handles ----------------------------------------------------------------------------------
 
-    fn bare_exit(&self, _st: &mut State<'_>, _id: usize, code: u32) -> VmExit {
-        VmExit { exitcode: code, ..VmExit::default() }
-    }
-
     /// `vm_handle_suspend`: waits until every active vCPU is suspended, then lets all go to userspace.
     fn handle_suspend(&self, st: &mut State<'_>, id: usize) -> Next {
         st.suspended.insert(id);
@@ -309,33 +307,31 @@ impl Vm {
 
     // -- port I/O ---------------------------------------------------------------------------------------------------
 
-    /// `vm_handle_inout`: a port of the board, or userspace's.
-    fn handle_inout(&self, st: &mut State<'_>, id: usize, exit: Exit) -> Next {
+    /// `vm_handle_inout`: a port of the board, or userspace's. A device that refuses makes VM_RUN fail with EIO.
+    fn handle_inout(&self, st: &mut State<'_>, id: usize, exit: Exit) -> Result<Next, Errno> {
         let now = self.host.now();
         st.vcpu(id).count(Counter::Inout);
         match exit {
-            Exit::IoIn { port, size } => match st.board.read_port(port, size, now) {
-                Some(value) => {
-                    st.vcpu(id).engine().complete(Completion::Value(u64::from(value)));
-                    self.deliver_signals(st);
-                    Next::Guest
-                }
-                None => {
+            Exit::IoIn { port, size } => {
+                let Some(value) = st.board.read_port(port, size, now) else {
                     st.vcpu(id).leave_in_flight(&exit);
-                    Next::Userspace(VmExit::new(exitcode::INOUT, &ExitInout::new(size, true, port, 0)))
-                }
-            },
+                    let inout = ExitInout::new(size, true, port, 0);
+                    return Ok(Next::Userspace(VmExit::new(exitcode::INOUT, &inout)));
+                };
+                st.vcpu(id).engine().complete(Completion::Value(u64::from(value.map_err(|_| Errno::EIO)?)));
+            }
             Exit::IoOut { port, size, data } => {
                 st.vcpu(id).engine().complete(Completion::Done);
-                if st.board.write_port(port, size, data, now) {
-                    self.deliver_signals(st);
-                    Next::Guest
-                } else {
-                    Next::Userspace(VmExit::new(exitcode::INOUT, &ExitInout::new(size, false, port, data)))
-                }
+                let Some(done) = st.board.write_port(port, size, data, now) else {
+                    let inout = ExitInout::new(size, false, port, data);
+                    return Ok(Next::Userspace(VmExit::new(exitcode::INOUT, &inout)));
+                };
+                done.map_err(|_| Errno::EIO)?;
             }
             other => unreachable!("{other:?} is no port access"),
         }
+        self.deliver_signals(st);
+        Ok(Next::Guest)
     }
 
     // -- memory-mapped devices --------------------------------------------------------------------------------------
@@ -346,7 +342,7 @@ impl Vm {
         let now = self.host.now();
         let value = if let Some(offset) = lapic_offset(gpa) {
             u64::from(st.vcpu(id).vlapic.mmio_read(offset, now))
-        } else if let Some(value) = st.board.read_mmio(gpa, size, now) {
+        } else if let Some(value) = st.board.read_mmio(gpa, size) {
             value
         } else {
             return Next::Userspace(self.inst_emul(st, id, gpa));
@@ -369,10 +365,14 @@ impl Vm {
         st.vcpu(id).count(Counter::Mmio);
         let now = self.host.now();
         let Some(offset) = lapic_offset(gpa) else {
-            if !st.board.write_mmio(gpa, size, data, now) {
+            let Some(routing_changed) = st.board.write_mmio(gpa, size, data) else {
                 return Ok(Next::Userspace(self.inst_emul(st, id, gpa)));
-            }
+            };
             st.vcpu(id).engine().complete(Completion::Done);
+            if routing_changed {
+                let everybody = st.active;
+                self.smp_rendezvous(st, id, everybody, RendezvousFunction::UpdateTmr);
+            }
             self.deliver_signals(st);
             return Ok(Next::Guest);
         };
@@ -423,16 +423,6 @@ impl Vm {
         VmExit::new(exitcode::INST_EMUL, &payload)
     }
 
-    /// An instruction fetch where there is no memory: no instruction can be emulated, so the raw exit goes to userspace.
-    fn fetch_fault(&self, _st: &mut State<'_>, _id: usize) -> VmExit {
-        let payload = ExitVmx {
-            exit_reason: EXIT_REASON_EPT_FAULT,
-            exit_qualification: EPT_VIOLATION_INST_FETCH,
-            ..ExitVmx::default()
-        };
-        VmExit::new(exitcode::VMX, &payload)
-    }
-
     // -- MSRs -------------------------------------------------------------------------------------------------------
 
     /// `None`: userspace's.
@@ -466,6 +456,20 @@ impl Vm {
         st.vcpu(id).leave_in_flight(exit);
         VmExit::new(code, &ExitMsr { code: msr, _pad: 0, wval })
     }
+}
+
+fn bare_exit(code: u32) -> VmExit {
+    VmExit { exitcode: code, ..VmExit::default() }
+}
+
+/// An instruction fetch where there is no memory: no instruction can be emulated, so the raw exit goes to userspace.
+fn fetch_fault() -> VmExit {
+    let payload = ExitVmx {
+        exit_reason: EXIT_REASON_EPT_FAULT,
+        exit_qualification: EPT_VIOLATION_INST_FETCH,
+        ..ExitVmx::default()
+    };
+    VmExit::new(exitcode::VMX, &payload)
 }
 
 /// What becomes of a WRMSR.

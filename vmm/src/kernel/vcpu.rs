@@ -2,7 +2,7 @@
 
 use crate::abi::{Errno, cap, exitcode};
 use crate::device::vlapic::Vlapic;
-use crate::engine::{Completion, EngineVcpu, Exit, Inject, Kick, Reg};
+use crate::engine::{Completion, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc};
 use crate::trace::Seq;
 use std::sync::Arc;
 
@@ -106,8 +106,6 @@ pub(super) struct Vcpu {
     /// `exitintinfo`, kept for VM_GET_INTINFO.
     pub(super) intinfo: u64,
     pub(super) in_flight: Option<InFlight>,
-    /// Waits in HLT with interrupts off (`vcpu_halted`).
-    pub(super) halted: bool,
     pub(super) counters: [u64; Counter::COUNT],
 
     /// Nothing has run since the vCPU was activated or its RIP or CS was set.
@@ -118,9 +116,10 @@ pub(super) struct Vcpu {
     pub(super) last_exit: Option<u32>,
     /// How often in a row the thread came back only to hear VM_EXITCODE_DEBUG again.
     pub(super) debug_streak: u32,
-    /// How often in a row the guest executed PAUSE at the same place.
+    /// How often in a row the guest executed PAUSE with next to nothing in between, and how many instructions it had executed
+    /// at the last one.
     pub(super) pause_streak: u32,
-    pub(super) pause_rip: u64,
+    pub(super) pause_instructions: u64,
 
     /// Absent before the first use, and while the guest runs on it.
     pub(super) engine: Option<Box<dyn EngineVcpu>>,
@@ -171,14 +170,13 @@ impl Vcpu {
             exception: None,
             intinfo: 0,
             in_flight: None,
-            halted: false,
             counters: [0; Counter::COUNT],
             fresh: false,
             start_cause: None,
             last_exit: None,
             debug_streak: 0,
             pause_streak: 0,
-            pause_rip: 0,
+            pause_instructions: 0,
             engine: None,
             kick: None,
             cpuid_stale: true,
@@ -232,6 +230,29 @@ impl Vcpu {
         if matches!(reg, Reg::Rip | Reg::Cs) {
             self.fresh = true;
         }
+    }
+
+    /// VM_SET_SEGMENT_DESCRIPTOR.
+    pub(super) fn set_descriptor(&mut self, reg: Reg, desc: SegDesc) {
+        self.finish_in_flight();
+        self.engine().set_desc(reg, desc);
+        if reg == Reg::Cs {
+            self.fresh = true;
+        }
+    }
+
+    /// VM_SET_INTINFO: an event that VM_GET_INTINFO told, to be delivered again. EINVAL for what is no event. \[inferred]
+    pub(super) fn set_intinfo(&mut self, info: u64) -> Result<(), Errno> {
+        const VALID: u64 = 1 << 31;
+        let (kind, vector) = (info >> 8 & 7, info as u8);
+        const NMI: u64 = 2;
+        const HARDWARE_EXCEPTION: u64 = 3;
+        let bad = kind == NMI && vector != 2 || kind == HARDWARE_EXCEPTION && vector >= 32 || kind == 1;
+        if info & VALID != 0 && bad {
+            return Err(Errno::EINVAL);
+        }
+        self.intinfo = if info & VALID != 0 { info } else { 0 };
+        Ok(())
     }
 
     /// Leaves an exit for userspace to complete.

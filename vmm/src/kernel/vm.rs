@@ -35,7 +35,7 @@ pub(super) struct Vm {
 
 /// What changes while the VM lives.
 pub(super) struct VmState {
-    vcpus: Vec<Option<Box<Vcpu>>>,
+    pub(super) vcpus: Vec<Option<Box<Vcpu>>>,
     pub(super) active: CpuSet,
     pub(super) suspended: CpuSet,
     pub(super) debug: CpuSet,
@@ -103,8 +103,10 @@ impl Vm {
         if st.suspended != st.active {
             return Err(Errno::EBUSY);
         }
-        let fresh = VmState::new(self.max_cpus, std::mem::take(&mut st.memory));
-        let old = std::mem::replace(&mut **st, VmState { topology: st.topology, deferred: st.deferred.take(), ..fresh });
+        let mut fresh = VmState::new(self.max_cpus, std::mem::take(&mut st.memory));
+        fresh.topology = st.topology;
+        fresh.deferred = st.deferred.take();
+        let old = std::mem::replace(&mut **st, fresh);
         self.init_vcpus(st);
         for (id, vcpu) in old.vcpus.into_iter().enumerate() {
             if let Some(mut vcpu) = vcpu {
