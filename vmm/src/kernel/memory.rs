@@ -137,7 +137,8 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Engine as _, soft::SoftEngine};
+    use crate::engine::Engine as _;
+    use crate::kernel::tests::scripted::Scripted;
 
     fn map(gpa: u64, segid: i32, segoff: i64, len: u64) -> MemMap {
         MemMap { gpa, len, segid, segoff, prot: PROT_ALL, flags: 0 }
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn mappings_are_checked() {
-        let engine = SoftEngine::new().create_vm().expect("a VM");
+        let engine = Scripted::new().create_vm().expect("a VM");
         let mut memory = Memory::default();
         memory.alloc(0, 0x10000, String::new()).expect("memory");
         let mut try_map = |map| errno(memory.map(&*engine, map));

@@ -18,6 +18,9 @@ mod run;
 mod vcpu;
 mod vm;
 
+#[cfg(test)]
+mod tests;
+
 use crate::abi::{Errno, Request};
 use crate::cpuset::CPU_SETSIZE;
 use crate::engine::Engine;
