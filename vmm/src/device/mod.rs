@@ -21,9 +21,11 @@ mod clock;
 pub mod message;
 pub mod vatpic;
 pub mod vatpit;
+pub mod vhpet;
 pub mod vioapic;
 pub mod vlapic;
 pub mod vpmtmr;
+pub mod vrtc;
 
 /// The guest's instruction faults with #GP(0) instead of completing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
