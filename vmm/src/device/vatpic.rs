@@ -1,4 +1,7 @@
 //! The two cascaded interrupt controllers of the PC (`vatpic.c`; 8259A data sheet), and their edge/level control registers.
+//!
+//! In two places the data sheet is followed where FreeBSD lags behind it: a poll command needs no read-register command
+//! with it, and an ICW4 without automatic EOI ends that mode.
 
 use super::{IrqState, Refused};
 

@@ -99,9 +99,8 @@ impl Timer {
 
     /// Moves a periodic timer's comparator past the counter, by whole periods.
     fn adjust_comparator(&mut self, counter: u32) {
-        if self.rate != 0 {
-            let periods = (counter.wrapping_sub(self.comparator) / self.rate).wrapping_add(1);
-            self.comparator = self.comparator.wrapping_add(periods.wrapping_mul(self.rate));
+        if let Some(periods) = counter.wrapping_sub(self.comparator).checked_div(self.rate) {
+            self.comparator = self.comparator.wrapping_add(periods.wrapping_add(1).wrapping_mul(self.rate));
         }
     }
 
@@ -508,7 +507,7 @@ mod tests {
             let (mut vhpet, mut now) = (Vhpet::new(), 0);
             for (offset, wide, value, step) in accesses {
                 now += u64::from(step);
-                let (offset, size) = if wide { (offset % 0x200 & !7, 8) } else { (offset % 0x200 & !3, 4) };
+                let (offset, size) = if wide { (offset & 0x1f8, 8) } else { (offset & 0x1fc, 4) };
                 vhpet.mmio_write(offset, size, value, now);
                 vhpet.mmio_read(offset, size, now);
                 vhpet.advance(now);
