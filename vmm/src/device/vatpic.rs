@@ -1,4 +1,7 @@
 //! The two cascaded interrupt controllers of the PC (`vatpic.c`; 8259A data sheet), and their edge/level control registers.
+//!
+//! In two places the data sheet is followed where FreeBSD lags behind it: a poll command needs no read-register command
+//! with it, and an ICW4 without automatic EOI ends that mode.
 
 use super::{IrqState, Refused};
 
@@ -604,6 +607,10 @@ mod tests {
         write(&mut vatpic, 0x20, OCW2_EOI);
         write(&mut vatpic, 0x20, 0x0b);
         assert_eq!(read(&mut vatpic, 0x20), 1 << 1, "a non-specific EOI passes the masked line over");
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, ICW4_8086)] {
+            write(&mut vatpic, port, value);
+        }
+        assert!(!irq(&mut vatpic, 6, Pulse), "an initialization ends the mode");
     }
 
     #[test]
@@ -615,8 +622,9 @@ mod tests {
         assert_eq!(vatpic.pending(), None);
         write(&mut vatpic, 0x20, OCW3 | OCW3_P);
         assert_eq!(read(&mut vatpic, 0x20), 0);
+        write(&mut vatpic, 0x20, OCW3 | OCW3_P);
         write(&mut vatpic, 0x20, OCW3 | OCW3_RR | OCW3_RIS);
-        assert_eq!(read(&mut vatpic, 0x20), 1 << 3);
+        assert_eq!(read(&mut vatpic, 0x20), 1 << 3, "another command takes the poll back");
     }
 
     proptest! {

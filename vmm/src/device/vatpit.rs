@@ -367,6 +367,23 @@ mod tests {
     }
 
     #[test]
+    fn a_control_word_drops_the_latch() {
+        let mut vatpit = Vatpit::new();
+        program(&mut vatpit, 0, 2, 0x1234, 0);
+        write(&mut vatpit, CONTROL, 0x00, 0);
+        program(&mut vatpit, 0, 2, 0x5678, 0);
+        assert_eq!(read_count(&mut vatpit, 0, 0), 0x5678);
+    }
+
+    #[test]
+    fn a_count_of_0_counts_65535() {
+        let mut vatpit = Vatpit::new();
+        program(&mut vatpit, 0, 2, 0, 0);
+        assert_eq!(read_count(&mut vatpit, 0, 0), 0xffff);
+        assert_eq!(vatpit.next_deadline(), Some(FREQUENCY.ns(0xffff)));
+    }
+
+    #[test]
     fn read_back_latches_status_and_count() {
         let mut vatpit = Vatpit::new();
         program(&mut vatpit, 0, 0, 0x0100, 0);

@@ -255,7 +255,8 @@ mod tests {
         assert_eq!(vioapic.set_pin(4, IrqState::Pulse), Ok(None), "the first source still holds it");
         assert_eq!(vioapic.set_pin(4, IrqState::Deassert), Ok(None));
         assert_eq!(vioapic.set_pin(4, IrqState::Pulse), Ok(Some(message)));
-        assert_eq!(vioapic.eoi(0x34), []);
+        assert_eq!(vioapic.set_pin(4, IrqState::Assert), Ok(Some(message)));
+        assert_eq!(vioapic.eoi(0x34), [], "only levels are sent again");
     }
 
     #[test]
