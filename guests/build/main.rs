@@ -15,16 +15,15 @@ fn main() {
     println!("cargo::rustc-env=GUESTS_RUSTC={}", toolchain.rustc.display());
     println!("cargo::rustc-env=GUESTS_HOST={}", toolchain.host);
     let sources = Path::new(&variable("CARGO_MANIFEST_DIR")).join("freestanding");
-    for guest in rom::GUESTS {
-        match toolchain.build(&sources, guest, &out) {
-            Ok(program) => {
+    match toolchain.build(&sources, &out) {
+        Ok(programs) => {
+            for (guest, program) in rom::GUESTS.iter().zip(programs) {
                 std::fs::write(out.join(format!("{guest}.rom")), program.rom).expect("OUT_DIR can be written to");
             }
-            Err(message) => {
-                for line in message.lines() {
-                    println!("cargo::error={line}");
-                }
-                std::process::exit(1);
+        }
+        Err(message) => {
+            for line in message.lines() {
+                println!("cargo::error={line}");
             }
         }
     }

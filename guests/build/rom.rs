@@ -7,28 +7,32 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guests, by the names of their sources in freestanding/guests.
-pub const GUESTS: [&str; 1] =
-    ["mp-spec"];
+pub(crate) const GUESTS: [&str; 6] =
+    ["mp-spec", "linux", "linux-parallel", "triple-fault", "spin-forever", "jump-into-mmio"];
 
 /// Size of a ROM in bytes: the window of 64 KiB that real mode sees at the reset vector.
-pub const ROM_SIZE: usize = 0x1_0000;
+pub(crate) const ROM_SIZE: usize = 0x1_0000;
 
 /// What a ROM has where nothing is.
 const ERASED: u8 = 0xff;
 
 /// What compiles the guests.
-pub struct Toolchain {
+pub(crate) struct Toolchain {
     /// The compiler.
-    pub rustc: PathBuf,
+    pub(crate) rustc: PathBuf,
     /// Its own platform.
-    pub host: String,
+    pub(crate) host: String,
 }
 
 impl Toolchain {
     /// The guests are x86-64 programs without an operating system. A Linux host's own target will do for that (with the
     /// linker that comes with the compiler); other hosts need the bare one.
     fn target(&self) -> &str {
-        if self.host.starts_with("x86_64-") && self.host.contains("-linux-") { &self.host } else { "x86_64-unknown-none" }
+        if self.host.starts_with("x86_64-") && self.host.contains("-linux-") {
+            &self.host
+        } else {
+            "x86_64-unknown-none"
+        }
     }
 
     fn command(&self, sources: &Path) -> Command {
@@ -47,29 +51,32 @@ impl Toolchain {
         command
     }
 
-    /// Compiles the runtime and one guest from `sources` (the directory freestanding), and makes its ROM. `scratch` is a
-    /// directory for what comes in between.
+    /// Compiles all guests from `sources` (the directory freestanding), and makes their ROMs, in the order of [`GUESTS`].
+    /// `scratch` is a directory for what comes in between.
     ///
     /// # Errors
-    /// What the compiler said, or what is wrong with the program.
-    pub fn build(&self, sources: &Path, guest: &str, scratch: &Path) -> Result<Program, String> {
+    /// What the compiler said, or what is wrong with a program.
+    pub(crate) fn build(&self, sources: &Path, scratch: &Path) -> Result<Vec<Program>, String> {
         let runtime = scratch.join("libruntime.rlib");
-        let program = scratch.join(guest);
         run(self
             .command(sources)
             .args(["--crate-type=rlib", "--crate-name=runtime", "-o"])
             .arg(&runtime)
             .arg(sources.join("runtime/lib.rs")))?;
+        GUESTS.iter().map(|guest| self.link(sources, guest, &runtime, &scratch.join(guest))).collect()
+    }
+
+    fn link(&self, sources: &Path, guest: &str, runtime: &Path, program: &Path) -> Result<Program, String> {
         run(self
             .command(sources)
             .args(["--crate-type=bin", "--crate-name", &guest.replace('-', "_"), "-o"])
-            .arg(&program)
+            .arg(program)
             .arg(format!("--extern=runtime={}", runtime.display()))
             .args(["-Clinker=rust-lld", "-Clinker-flavor=ld.lld", "-Clink-arg=--build-id=none"])
             .arg(format!("-Clink-arg=--defsym=ROM_SIZE={ROM_SIZE:#x}"))
             .arg(format!("-Clink-arg=-T{}", sources.join("runtime/link.ld").display()))
             .arg(sources.join(format!("guests/{guest}.rs"))))?;
-        let elf = std::fs::read(&program).map_err(|error| format!("{}: {error}", program.display()))?;
+        let elf = std::fs::read(program).map_err(|error| format!("{}: {error}", program.display()))?;
         Program::from_elf(&elf).ok_or_else(|| format!("{} is not an ELF program that fits its ROM", program.display()))
     }
 }
@@ -81,15 +88,17 @@ fn run(command: &mut Command) -> Result<(), String> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{said}\nbuilding a guest (with rustc, and the rust-lld that rustup installs with it) failed: {command:?}"))
+    Err(format!(
+        "{said}\nbuilding a guest (with rustc, and the rust-lld that rustup installs with it) failed: {command:?}"
+    ))
 }
 
 /// What came of a guest's sources.
-pub struct Program {
+pub(crate) struct Program {
     /// The boot ROM, which ends at 4 GiB.
-    pub rom: Vec<u8>,
+    pub(crate) rom: Vec<u8>,
     /// Where in the ROM its 64-bit code lies.
-    pub code: Range<usize>,
+    pub(crate) code: Range<usize>,
 }
 
 impl Program {
@@ -114,7 +123,7 @@ impl Program {
                 program.code = to..to + len;
             }
         }
-        Some(program)
+        (!program.code.is_empty()).then_some(program)
     }
 }
 

@@ -11,14 +11,18 @@ const MAX_TABLE: u32 = 0x1_0000;
 
 /// Adds the CPUs of the MADT to `list`; `false` when there is no (valid) MADT. Uses the ports of the FADT, if there is one.
 pub fn find(list: &mut List) -> bool {
-    let Some(rsdp) = scan(u64::from_le_bytes(*b"RSD PTR "), !0, |rsdp| sums_to_zero(rsdp, 20)) else { return false };
-    let Some(root) = Root::from_rsdp(rsdp) else { return false };
+    let Some(root) = scan(*b"RSD ", is_rsdp).and_then(Root::from_rsdp) else { return false };
     if let Some(fadt) = root.find(*b"FACP") {
         use_ports(fadt);
     }
     let Some(madt) = root.find(*b"APIC") else { return false };
     add_cpus(madt, list);
     true
+}
+
+/// The signature goes on, and the part that ACPI 1.0 had adds up (ACPI 5.2.5.3).
+fn is_rsdp(at: u32) -> bool {
+    read::<u32>(at + 4) == u32::from_le_bytes(*b"PTR ") && sums_to_zero(at, 20)
 }
 
 /// A table whose length and sum are right, by its address and length.

@@ -98,9 +98,9 @@ global_asm!(
     .section .mode_switch, "aw", @progbits
     .code32
 enter_long_mode:
-    lgdtl gdtr
-    movw $0x10, %ax
+    movw $0x10, %ax             // in both GDTs; real mode's DS ends at 64 KiB
     movw %ax, %ds
+    lgdtl gdtr
     movw %ax, %es
     movw %ax, %ss
     movw %ax, %fs

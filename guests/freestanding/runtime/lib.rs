@@ -62,7 +62,10 @@ extern "C" fn bsp_main() -> ! {
     let apic = LocalApic::of_this_cpu();
     report(report::BOOT, u32::from(apic == LocalApic::X2Apic));
     console::init();
-    Line.text("spinup guest ").text(GUEST.name).text(if apic == LocalApic::X2Apic { ", x2APIC" } else { ", xAPIC" }).end();
+    Line.text("spinup guest ")
+        .text(GUEST.name)
+        .text(if apic == LocalApic::X2Apic { ", x2APIC" } else { ", xAPIC" })
+        .end();
     let cpu = cpu::this_cpu();
     cpu.reset(apic.id());
     cpu.set_local_apic(apic);

@@ -13,15 +13,15 @@ pub fn sums_to_zero(address: u32, len: u32) -> bool {
     (address..address.saturating_add(len)).fold(0u8, |sum, at| sum.wrapping_add(read(at))) == 0
 }
 
-/// Fills `len` bytes at `address`.
+/// Fills the page at `address` with a byte.
 ///
 /// # Safety
 /// No Rust object lives there.
-pub unsafe fn fill(address: u32, byte: u8, len: u32) {
+pub unsafe fn fill_page(address: u32, byte: u8) {
     // SAFETY: all memory is mapped writable; the rest is the caller's promise.
     unsafe {
-        asm!("rep stosb", inout("rdi") u64::from(address) => _, inout("rcx") u64::from(len) => _, in("al") byte,
-            options(nostack, preserves_flags));
+        asm!("rep stosq", inout("rdi") u64::from(address) => _, inout("rcx") 4096u64 / 8 => _,
+            in("rax") u64::from_ne_bytes([byte; 8]), options(nostack, preserves_flags));
     }
 }
 
@@ -30,7 +30,7 @@ pub unsafe fn fill(address: u32, byte: u8, len: u32) {
 /// # Safety
 /// No Rust object lives at `to`.
 pub unsafe fn copy(from: u32, to: u32, len: u32) {
-    // SAFETY: as in `fill`.
+    // SAFETY: as in `fill_page`.
     unsafe {
         asm!("rep movsb", inout("rsi") u64::from(from) => _, inout("rdi") u64::from(to) => _,
             inout("rcx") u64::from(len) => _, options(nostack, preserves_flags));

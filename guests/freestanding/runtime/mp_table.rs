@@ -14,9 +14,8 @@ const ENABLED: u8 = 1;
 
 /// Adds the CPUs of the table to `list`; `false` when there is no (valid) one.
 pub fn find(list: &mut List) -> bool {
-    let signature = u64::from(u32::from_le_bytes(*b"_MP_"));
-    let valid = |pointer| sums_to_zero(pointer, 16 * u32::from(read::<u8>(pointer + 8)));
-    let Some(pointer) = scan(signature, 0xffff_ffff, valid) else { return false };
+    let adds_up = |pointer| sums_to_zero(pointer, 16 * u32::from(read::<u8>(pointer + 8)));
+    let Some(pointer) = scan(*b"_MP_", adds_up) else { return false };
     let table = read::<u32>(pointer + 4);
     let len = u32::from(read::<u16>(table + 4));
     if read::<u32>(table) != u32::from_le_bytes(*b"PCMP") || len < HEADER || !sums_to_zero(table, len) {

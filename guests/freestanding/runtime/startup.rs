@@ -3,9 +3,9 @@
 use crate::console::Line;
 use crate::cpu::{Cpu, this_cpu};
 use crate::memory;
+use crate::pm_timer;
 use crate::power;
 use crate::report::{AP_MISSING, GAVE_UP, report};
-use crate::pm_timer;
 
 /// ICR: delivery mode INIT (SDM 3A 11.6.1).
 pub const INIT: u32 = 0b101 << 8;
@@ -41,9 +41,9 @@ impl Cpu {
     }
 }
 
-/// Clears the sender's error status, as Linux does before a STARTUP.
-pub fn clear_errors() {
-    this_cpu().local_apic().clear_errors();
+/// Clears the error status of the sender's local APIC, and returns it.
+pub fn clear_errors() -> u32 {
+    this_cpu().local_apic().clear_errors()
 }
 
 /// Fills the trampoline page: the trampoline, then HLT to the end. An AP that begins anywhere else in the page stops there,
@@ -58,24 +58,26 @@ pub fn place_trampoline() {
     let (start, end) = (&raw const trampoline_start as u32, &raw const trampoline_end as u32);
     // SAFETY: the page is conventional memory far below the payload; nothing of the guest's is there.
     unsafe {
-        memory::fill(page, HLT, 0x1000);
+        memory::fill_page(page, HLT);
         memory::copy(start, page, end - start);
     }
 }
 
 /// Returns if all are online; otherwise says who is missing, and powers off.
 pub fn require_all(aps: &[Ap]) {
-    if pm_timer::wait(GRACE_US, || aps.iter().all(Cpu::is_online)) {
-        return;
-    }
+    let all = pm_timer::wait(GRACE_US, || aps.iter().all(Cpu::is_online));
     let mut online = 0;
     for ap in aps {
-        if ap.is_online() {
+        let here = ap.is_online();
+        if here {
             online += 1;
         } else {
             report(AP_MISSING, ap.apic_id());
-            Line.text("APIC ID ").decimal(ap.apic_id()).text(" is missing").end();
         }
+        Line.text("APIC ID ").decimal(ap.apic_id()).text(if here { " is online" } else { " is missing" }).end();
+    }
+    if all {
+        return;
     }
     report(GAVE_UP, online);
     Line.text("gave up: ").decimal(online).text(" of ").decimal(aps.len() as u32).text(" APs are online").end();
