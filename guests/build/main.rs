@@ -10,7 +10,8 @@ fn main() {
     println!("cargo::rerun-if-changed=../vmm/src/trace/report_port.rs");
     let variable = |name| std::env::var(name).expect("cargo sets it for build scripts");
     let out = PathBuf::from(variable("OUT_DIR"));
-    let toolchain = rom::Toolchain { rustc: variable("RUSTC").into(), host: variable("HOST") };
+    let toolchain =
+        rom::Toolchain { rustc: variable("RUSTC").into(), host: variable("HOST"), lints: "--cap-lints=allow" };
     // For the test that builds a second time.
     println!("cargo::rustc-env=GUESTS_RUSTC={}", toolchain.rustc.display());
     println!("cargo::rustc-env=GUESTS_HOST={}", toolchain.host);

@@ -22,6 +22,8 @@ pub(crate) struct Toolchain {
     pub(crate) rustc: PathBuf,
     /// Its own platform.
     pub(crate) host: String,
+    /// What it does about lints, as an argument. Cargo sees nothing of what it says.
+    pub(crate) lints: &'static str,
 }
 
 impl Toolchain {
@@ -37,12 +39,8 @@ impl Toolchain {
 
     fn command(&self, sources: &Path) -> Command {
         let mut command = Command::new(&self.rustc);
-        // What the user sets for programs of the host would spoil these.
-        for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_LOG"] {
-            command.env_remove(name);
-        }
         command
-            .args(["--edition=2024", "--target", self.target(), "--cap-lints=warn", "--remap-path-prefix"])
+            .args(["--edition=2024", "--target", self.target(), self.lints, "--remap-path-prefix"])
             .arg(format!("{}=guests/freestanding", sources.display()))
             .args(["-Cpanic=abort", "-Copt-level=s", "-Ccodegen-units=1", "-Cdebuginfo=0", "-Coverflow-checks=no"])
             .args(["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no"])
@@ -83,8 +81,7 @@ impl Toolchain {
 
 fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    // Warnings count: nobody else would see them.
-    if output.status.success() && output.stderr.is_empty() {
+    if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
