@@ -4,6 +4,7 @@ use crate::abi::{Errno, VmIsaIrq, VmIsaIrqTrigger};
 use crate::device::message::Message;
 use crate::device::vatpic::Vatpic;
 use crate::device::vatpit::Vatpit;
+use crate::device::vhpet::{self, VHPET_BASE, Vhpet};
 use crate::device::vioapic::{VIOAPIC_BASE, Vioapic};
 use crate::device::vpmtmr::{IO_PMTMR, Vpmtmr};
 use crate::device::vrtc::Vrtc;
@@ -13,6 +14,8 @@ use crate::memory::PAGE_SIZE;
 /// The timer's line on the 8259s, and its pin on the I/O APIC (the MADT's override).
 const PIT_ATPIC_IRQ: i32 = 0;
 const PIT_IOAPIC_PIN: i32 = 2;
+/// `VHPET_SIZE`: the registers' address space, in bytes.
+const VHPET_SIZE: u64 = 1024;
 /// The clock's line on both.
 const RTC_IRQ: i32 = 8;
 
@@ -23,6 +26,7 @@ pub(super) struct Board {
     pit: Vatpit,
     pmtmr: Vpmtmr,
     rtc: Vrtc,
+    hpet: Vhpet,
     signals: Signals,
 }
 
@@ -50,6 +54,7 @@ impl Board {
             pit: Vatpit::new(),
             pmtmr: Vpmtmr::new(0),
             rtc: Vrtc::new(0),
+            hpet: Vhpet::new(),
             signals: Signals::default(),
         }
     }
@@ -111,7 +116,7 @@ impl Board {
 
     /// When the next timer of the board is due, in nanoseconds.
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        [self.pit.next_deadline(), self.rtc.next_deadline()].into_iter().flatten().min()
+        [self.pit.next_deadline(), self.rtc.next_deadline(), self.hpet.next_deadline()].into_iter().flatten().min()
     }
 
     /// Fires what is due.
@@ -120,9 +125,27 @@ impl Board {
             let irq = VmIsaIrq { atpic_irq: PIT_ATPIC_IRQ, ioapic_irq: PIT_IOAPIC_PIN };
             self.set_isa_irq(irq, IrqState::Pulse).expect("both lines exist");
         }
-        if self.rtc.advance(now) {
+        let rtc = self.rtc.advance(now);
+        self.rtc_interrupt(rtc);
+        let hpet = self.hpet.advance(now);
+        self.hpet_interrupts(hpet);
+    }
+
+    fn rtc_interrupt(&mut self, raised: bool) {
+        if raised {
             let irq = VmIsaIrq { atpic_irq: RTC_IRQ, ioapic_irq: RTC_IRQ };
             self.set_isa_irq(irq, IrqState::Pulse).expect("both lines exist");
+        }
+    }
+
+    fn hpet_interrupts(&mut self, interrupts: Vec<vhpet::Interrupt>) {
+        for interrupt in interrupts {
+            match interrupt {
+                vhpet::Interrupt::Message(message) => self.signals.messages.push(message),
+                vhpet::Interrupt::Pin(pin, state) => {
+                    self.set_ioapic_pin(pin, state).expect("the HPET is wired to pins that exist");
+                }
+            }
         }
     }
 
@@ -133,15 +156,20 @@ impl Board {
         if port == IO_PMTMR {
             return Some(if size == 4 { Ok(self.pmtmr.read(now)) } else { Err(Refused) });
         }
+        let mut rtc = false;
         let value = if Vatpic::PORTS.contains(&port) {
             self.atpic.read(port)
         } else if Vatpit::PORTS.contains(&port) {
             self.pit.read(port, now)
         } else if Vrtc::PORTS.contains(&port) {
-            self.rtc.read(port, now)
+            self.rtc.read(port, now).map(|(value, interrupt)| {
+                rtc = interrupt;
+                value
+            })
         } else {
             return None;
         };
+        self.rtc_interrupt(rtc);
         Some(value.map(u32::from).and_then(|value| if size == 1 { Ok(value) } else { Err(Refused) }))
     }
 
@@ -158,7 +186,7 @@ impl Board {
         } else if Vatpit::PORTS.contains(&port) {
             self.pit.write(port, value, now)
         } else if Vrtc::PORTS.contains(&port) {
-            self.rtc.write(port, value, now)
+            self.rtc.write(port, value, now).map(|interrupt| self.rtc_interrupt(interrupt))
         } else {
             return None;
         };
@@ -167,16 +195,24 @@ impl Board {
 
     // -- memory-mapped registers ------------------------------------------------------------------------------------
 
-    /// Reads a register of the I/O APIC. `None` when there is none of the board at the address.
-    pub(super) fn read_mmio(&mut self, gpa: u64, size: u8) -> Option<u64> {
-        let offset = ioapic_offset(gpa)?;
+    /// Reads a register of the I/O APIC or the HPET. `None` when there is none of the board at the address.
+    pub(super) fn read_mmio(&mut self, gpa: u64, size: u8, now: u64) -> Option<u64> {
+        if let Some(offset) = offset_in(VHPET_BASE, VHPET_SIZE, gpa) {
+            return Some(self.hpet.mmio_read(offset, size, now));
+        }
+        let offset = offset_in(VIOAPIC_BASE, PAGE_SIZE, gpa)?;
         Some(if size == 4 { u64::from(self.ioapic.mmio_read(offset)) } else { 0 })
     }
 
-    /// Writes a register of the I/O APIC. `None` when there is none of the board at the address, else whether the routing
-    /// of interrupts changed.
-    pub(super) fn write_mmio(&mut self, gpa: u64, size: u8, data: u64) -> Option<bool> {
-        let offset = ioapic_offset(gpa)?;
+    /// Writes a register of the I/O APIC or the HPET. `None` when there is none of the board at the address, else whether
+    /// the routing of interrupts changed.
+    pub(super) fn write_mmio(&mut self, gpa: u64, size: u8, data: u64, now: u64) -> Option<bool> {
+        if let Some(offset) = offset_in(VHPET_BASE, VHPET_SIZE, gpa) {
+            let interrupts = self.hpet.mmio_write(offset, size, data, now);
+            self.hpet_interrupts(interrupts);
+            return Some(false);
+        }
+        let offset = offset_in(VIOAPIC_BASE, PAGE_SIZE, gpa)?;
         if size != 4 {
             return Some(false);
         }
@@ -199,7 +235,9 @@ impl Board {
 
     /// VM_RTC_SETTIME, seconds since 1970.
     pub(super) fn set_time(&mut self, secs: i64, now: u64) -> Result<(), Errno> {
-        Ok(self.rtc.set_time(secs, now)?)
+        let interrupt = self.rtc.set_time(secs, now).map_err(|_| Errno::EBUSY)?;
+        self.rtc_interrupt(interrupt);
+        Ok(())
     }
 
     /// VM_RTC_GETTIME.
@@ -208,6 +246,6 @@ impl Board {
     }
 }
 
-fn ioapic_offset(gpa: u64) -> Option<u16> {
-    (gpa & !(PAGE_SIZE - 1) == VIOAPIC_BASE).then_some((gpa % PAGE_SIZE) as u16)
+fn offset_in(base: u64, size: u64, gpa: u64) -> Option<u16> {
+    gpa.checked_sub(base).filter(|&offset| offset < size).map(|offset| offset as u16)
 }

@@ -6,6 +6,7 @@ use super::vm::{State, Vm};
 use crate::abi::*;
 use crate::cpuset::CPU_SETSIZE;
 use crate::device::message::Message;
+use crate::device::vhpet;
 use crate::device::vioapic::PINS;
 use crate::device::vlapic::Lvt;
 use crate::engine::{Reg, SegDesc};
@@ -293,6 +294,7 @@ impl Vm {
             }
             VM_RTC_SETTIME => st.board.set_time(load::<VmRtcTime>(arg).secs, now)?,
             VM_RTC_GETTIME => store(arg, &VmRtcTime { secs: st.board.time(now) }),
+            VM_GET_HPET_CAPABILITIES => store(arg, &VmHpetCap { capabilities: vhpet::CAPABILITIES as u32 }),
             VM_STATS => {
                 let mut stats: VmStats = load(arg);
                 let id = self.vcpu_id(st, named(stats.cpuid))?;

@@ -342,7 +342,7 @@ impl Vm {
         let now = self.host.now();
         let value = if let Some(offset) = lapic_offset(gpa) {
             u64::from(st.vcpu(id).vlapic.mmio_read(offset, now))
-        } else if let Some(value) = st.board.read_mmio(gpa, size) {
+        } else if let Some(value) = st.board.read_mmio(gpa, size, now) {
             value
         } else {
             return Next::Userspace(self.inst_emul(st, id, gpa));
@@ -365,7 +365,7 @@ impl Vm {
         st.vcpu(id).count(Counter::Mmio);
         let now = self.host.now();
         let Some(offset) = lapic_offset(gpa) else {
-            let Some(routing_changed) = st.board.write_mmio(gpa, size, data) else {
+            let Some(routing_changed) = st.board.write_mmio(gpa, size, data, now) else {
                 return Ok(Next::Userspace(self.inst_emul(st, id, gpa)));
             };
             st.vcpu(id).engine().complete(Completion::Done);
