@@ -97,7 +97,7 @@ impl Vm {
                 Left::ReqIdle => Next::Userspace(bare_exit(exitcode::REQIDLE)),
                 Left::Debug => Next::Userspace(bare_exit(exitcode::DEBUG)),
                 Left::Hlt => self.handle_hlt(st, id),
-                Left::MmioRead { gpa, size } => self.handle_mmio_read(st, id, gpa, size),
+                Left::MmioRead { gpa, size } => self.handle_mmio_read(st, id, gpa, size)?,
                 Left::MmioWrite { gpa, size, data } => self.handle_mmio_write(st, outside, gpa, size, data)?,
                 Left::Port(exit) => self.handle_inout(st, id, exit)?,
                 Left::Ipi(ipi) => self.handle_ipi(st, outside, ipi).map_or(Next::Guest, Next::Userspace),
@@ -336,22 +336,28 @@ impl Vm {
 
     // -- memory-mapped devices --------------------------------------------------------------------------------------
 
-    /// `vm_handle_inst_emul` for a read: the local APIC, the I/O APIC, or userspace.
-    fn handle_mmio_read(&self, st: &mut State<'_>, id: usize, gpa: u64, size: u8) -> Next {
+    /// `vm_handle_inst_emul` for a read: the local APIC, the board, or userspace. The local APIC is read in any size, but
+    /// on 16-byte boundaries (`lapic_mmio_read`).
+    fn handle_mmio_read(&self, st: &mut State<'_>, id: usize, gpa: u64, size: u8) -> Result<Next, Errno> {
         st.vcpu(id).count(Counter::Mmio);
         let now = self.host.now();
         let value = if let Some(offset) = lapic_offset(gpa) {
+            let offset = offset & !3;
+            if offset & 0xf != 0 {
+                return Err(Errno::EINVAL);
+            }
             u64::from(st.vcpu(id).vlapic.mmio_read(offset, now))
         } else if let Some(value) = st.board.read_mmio(gpa, size, now) {
             value
         } else {
-            return Next::Userspace(self.inst_emul(st, id, gpa));
+            return Ok(Next::Userspace(self.inst_emul(st, id, gpa)));
         };
         st.vcpu(id).engine().complete(Completion::Value(value));
-        Next::Guest
+        Ok(Next::Guest)
     }
 
-    /// `vm_handle_inst_emul` for a write. The handler's error, "goes to userland", makes VM_RUN fail with EPERM, which is
+    /// `vm_handle_inst_emul` for a write. The local APIC is written in four bytes on 16-byte boundaries
+    /// (`lapic_mmio_write`). The ICR handler's error, "goes to userland", makes VM_RUN fail with EPERM, which is
     /// the number 1 that the handler returned.
     fn handle_mmio_write(
         &self,
@@ -376,6 +382,9 @@ impl Vm {
             self.deliver_signals(st);
             return Ok(Next::Guest);
         };
+        if size != 4 || offset & 0xf != 0 {
+            return Err(Errno::EINVAL);
+        }
         st.vcpu(id).engine().complete(Completion::Done);
         let effect = st.vcpu(id).vlapic.mmio_write(offset, data as u32, now);
         match self.lapic_effect(st, ctx, effect, false) {
