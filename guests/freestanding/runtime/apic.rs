@@ -1,27 +1,27 @@
 //! The CPU's local APIC, in whichever mode the firmware left it (SDM 3A chapter 11).
 
 use crate::broken::{Broken, broken};
-use crate::cpu::{rdmsr, wrmsr};
+use crate::cpu::{fence_before_wrmsr, rdmsr, wrmsr};
 use crate::interrupts::SPURIOUS;
 use crate::pm_timer;
 
 /// The MSR with the mode of the local APIC (SDM 3A 11.4.4).
-pub const IA32_APIC_BASE: u32 = 0x1b;
+pub(crate) const IA32_APIC_BASE: u32 = 0x1b;
 /// IA32_APIC_BASE: x2APIC mode.
-pub const APIC_BASE_EXTD: u32 = 1 << 10;
+pub(crate) const APIC_BASE_EXTD: u32 = 1 << 10;
 /// Where the registers are in xAPIC mode. Nobody moves them.
-pub const XAPIC_BASE: u32 = 0xfee0_0000;
+pub(crate) const XAPIC_BASE: u32 = 0xfee0_0000;
 /// Offset of the ID register; the ID is in bits 31:24.
-pub const XAPIC_ID: u32 = 0x20;
+pub(crate) const XAPIC_ID: u32 = 0x20;
 /// The ID register in x2APIC mode; the ID is all 32 bits.
-pub const X2APIC_ID: u32 = X2APIC_MSR + (XAPIC_ID >> 4);
+pub(crate) const X2APIC_ID: u32 = X2APIC_MSR + (XAPIC_ID >> 4);
 
 const X2APIC_MSR: u32 = 0x800;
 
 /// The registers that a guest uses, by their offset in xAPIC mode. In x2APIC mode the MSR is 800H + offset / 16.
 #[derive(Clone, Copy)]
 #[repr(u32)]
-pub enum Register {
+pub(crate) enum Register {
     Id = XAPIC_ID,
     Version = 0x30,
     TaskPriority = 0x80,
@@ -131,6 +131,8 @@ impl LocalApic {
                 self.write(Register::InterruptCommandLow, icr_low);
             }
             LocalApic::X2Apic => {
+                // This WRMSR does not wait for the stores before it, as the one to uncached memory does (SDM 3A 11.12.3).
+                fence_before_wrmsr();
                 wrmsr(
                     X2APIC_MSR + (Register::InterruptCommandLow as u32 >> 4),
                     u64::from(destination) << 32 | u64::from(icr_low),
