@@ -16,11 +16,11 @@ pub struct Cpu {
     x2apic: AtomicBool,
     online: AtomicBool,
     /// How often it was woken by a wake-up IPI.
-    pub wakes: AtomicU32,
+    pub(crate) wakes: AtomicU32,
     /// How many tokens it has passed on.
-    pub tokens: AtomicU32,
+    pub(crate) tokens: AtomicU32,
     /// How often its timer has ticked.
-    pub ticks: AtomicU32,
+    pub(crate) ticks: AtomicU32,
     /// Grows down from the page's end towards the fields above.
     stack: UnsafeCell<[MaybeUninit<u8>; 4096 - 20]>,
 }
@@ -49,7 +49,7 @@ pub(crate) static CPU_NUMBER: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256
 
 impl Cpu {
     /// Prepares the CPU for being started.
-    pub fn reset(&self, apic_id: u32) {
+    pub(crate) fn reset(&self, apic_id: u32) {
         self.apic_id.store(apic_id, Ordering::Relaxed);
         self.x2apic.store(false, Ordering::Relaxed);
         self.wakes.store(0, Ordering::Relaxed);
@@ -59,32 +59,32 @@ impl Cpu {
     }
 
     /// Its number: 0 is the BSP.
-    pub fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         ((&raw const *self as usize - &raw const CPUS as usize) / size_of::<Cpu>()) as u32
     }
 
     /// Its APIC ID.
-    pub fn apic_id(&self) -> u32 {
+    pub(crate) fn apic_id(&self) -> u32 {
         self.apic_id.load(Ordering::Relaxed)
     }
 
     /// Its local APIC. To be used by the CPU itself.
-    pub fn local_apic(&self) -> LocalApic {
+    pub(crate) fn local_apic(&self) -> LocalApic {
         if self.x2apic.load(Ordering::Relaxed) { LocalApic::X2Apic } else { LocalApic::XApic }
     }
 
     /// Keeps what the CPU found its local APIC to be.
-    pub fn set_local_apic(&self, apic: LocalApic) {
+    pub(crate) fn set_local_apic(&self, apic: LocalApic) {
         self.x2apic.store(apic == LocalApic::X2Apic, Ordering::Relaxed);
     }
 
     /// Says that the CPU is ready for interrupts.
-    pub fn set_online(&self) {
+    pub(crate) fn set_online(&self) {
         self.online.store(true, Ordering::Release);
     }
 
     /// Whether it is.
-    pub fn is_online(&self) -> bool {
+    pub(crate) fn is_online(&self) -> bool {
         self.online.load(Ordering::Acquire)
     }
 }

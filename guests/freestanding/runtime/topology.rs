@@ -18,7 +18,7 @@ pub(crate) enum Source {
 /// The CPUs: the BSP, then the APs in the order of the table.
 pub(crate) struct Topology {
     /// Where they were found.
-    pub source: Source,
+    pub(crate) source: Source,
     cpus: usize,
 }
 
