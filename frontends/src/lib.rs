@@ -1,8 +1,8 @@
 //! The userspace side: bhyve and its relatives, one module per personality.
 //!
 //! A [`Frontend`] is a version of a program that runs virtual machines. Its [`Frontend::main`] is the body of a cell's first
-//! task: the process. It reaches the kernel through [`libvmmapi`] alone, which is to say through ioctls; the PC that it
-//! builds around the processors is in [`pc`].
+//! task: the process. It reaches the kernel through `libvmmapi` alone, which is to say through ioctls; the PC that it builds
+//! around the processors is in `pc`.
 
 mod bhyve;
 mod console;
@@ -12,9 +12,11 @@ mod pc;
 pub use console::Console;
 
 use bhyve::Personality;
+use libvmmapi::System;
 use std::fmt;
 use std::sync::Arc;
 use vmm::host::Host;
+use vmm::kernel::Kernel;
 
 /// The mode that local APICs begin in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,6 +127,13 @@ impl Frontend {
     #[must_use]
     pub fn about(&self) -> &'static str {
         self.personality.about()
+    }
+
+    /// The process, from `main` to its end, which is the cell's ([`vmm::host::End::Exit`] or [`vmm::host::End::Abort`]): the
+    /// body of the cell's first task.
+    pub fn main(&self, host: &Host, kernel: &Kernel, launch: &Launch, console: &Console) -> ! {
+        let system: Arc<dyn System> = Arc::new(kernel.clone());
+        bhyve::run(self.personality, host, &system, launch, console)
     }
 }
 

@@ -10,7 +10,7 @@ use vmm::cpuset::CpuSet;
 
 /// What a vCPU's thread does about an exit before it runs the vCPU again.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Nothing (VMEXIT_CONTINUE).
     Continue,
     /// Sleep for so many nanoseconds.

@@ -20,7 +20,7 @@ const MEVENT: WaitChannel = WaitChannel(0xb47e_0000);
 const RESETCPU: WaitChannel = WaitChannel(0xb47e_0001);
 
 /// A machine with its memory and devices.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     pub(super) process: Process,
     pub(super) vm: Vm,
     pub(super) apic: ApicMode,

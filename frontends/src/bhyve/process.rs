@@ -9,7 +9,7 @@ use vmm::host::{End, Host};
 use vmm::trace::Event;
 
 /// The result of a function that may end the process.
-pub(super) type Run<T> = Result<T, End>;
+pub(crate) type Run<T> = Result<T, End>;
 
 /// Exit statuses that bhyve uses beside those of `vmexit_suspend`.
 pub(super) mod status {
@@ -31,7 +31,7 @@ pub(super) struct Place {
 }
 
 /// The process.
-pub(super) struct Process {
+pub(crate) struct Process {
     /// The host on which it runs.
     pub(super) host: Host,
     console: Console,

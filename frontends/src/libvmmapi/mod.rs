@@ -62,13 +62,6 @@ fn name_field(name: &str) -> Result<[u8; 16], Errno> {
     Ok(field)
 }
 
-/// What VM_GET_TOPOLOGY says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TopologyInfo {
-    /// The most vCPUs that the VM may have.
-    pub(crate) maxcpus: u16,
-}
-
 /// Where the guest's RAM is.
 #[derive(Clone)]
 pub(crate) struct GuestMemory {
@@ -125,9 +118,8 @@ impl Vm {
     }
 
     /// `vm_get_topology`.
-    pub(crate) fn topology(&self) -> Result<TopologyInfo, Errno> {
-        let topology = self.ioctl(abi::VM_GET_TOPOLOGY, abi::VmCpuTopology::default())?;
-        Ok(TopologyInfo { maxcpus: topology.maxcpus })
+    pub(crate) fn topology(&self) -> Result<abi::VmCpuTopology, Errno> {
+        self.ioctl(abi::VM_GET_TOPOLOGY, abi::VmCpuTopology::default())
     }
 
     // -- memory ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ pub(super) enum Write {
 
 /// Since when a write is part of `vcpu_reset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Since {
+pub(crate) enum Since {
     /// 12.0 and before. \[read]
     Old,
     /// D35622, September 2022. \[read]

@@ -22,8 +22,6 @@ const HPET_ADDRESS: u64 = 0xfed0_0000;
 const LAPIC_ADDRESS: u32 = 0xfee0_0000;
 const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 
-const HEADER_LEN: usize = 36;
-
 /// What the tables tell of the machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Machine {
