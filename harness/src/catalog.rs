@@ -1,5 +1,8 @@
 //! What exists: every frontend and guest by name, with one sentence about each.
 
+use frontends::Frontend;
+use guests::Guest;
+
 /// One frontend or guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -12,17 +15,11 @@ pub struct Part {
 /// Every frontend, oldest first.
 #[must_use]
 pub fn frontends() -> Vec<Part> {
-    vec![
-        Part { name: "bhyve-13.1", about: "lazy" },
-        Part { name: "bhyve-0bda8d3e", about: "eager" },
-        Part { name: "bhyve-13.2", about: "eager" },
-    ]
+    Frontend::all().iter().map(|frontend| Part { name: frontend.name(), about: frontend.about() }).collect()
 }
 
 /// Every guest.
 #[must_use]
 pub fn guests() -> Vec<Part> {
-    ["mp-spec", "linux", "linux-parallel", "triple-fault", "spin-forever", "jump-into-mmio"]
-        .map(|name| Part { name, about: "" })
-        .to_vec()
+    Guest::ALL.iter().map(|guest| Part { name: guest.name(), about: guest.summary() }).collect()
 }

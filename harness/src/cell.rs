@@ -1,39 +1,10 @@
 //! A cell: one frontend on one kernel with one guest, and the name by which everybody calls it.
 
+use frontends::ApicMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-
-/// How the guest's local APICs are reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Apic {
-    /// Memory-mapped (SDM 3A 11.4).
-    Xapic,
-    /// By MSR (SDM 3A 11.12).
-    X2apic,
-}
-
-impl Apic {
-    /// Both, in the order of the axes.
-    pub const ALL: [Apic; 2] = [Apic::Xapic, Apic::X2apic];
-
-    /// The name in cells.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Apic::Xapic => "xapic",
-            Apic::X2apic => "x2apic",
-        }
-    }
-}
-
-impl fmt::Display for Apic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,7 +48,7 @@ pub struct Cell {
     /// What boots.
     pub guest: String,
     /// The local APICs' mode.
-    pub apic: Apic,
+    pub apic: ApicMode,
     /// How many vCPUs.
     pub cpus: u16,
     /// What executes it.
@@ -140,10 +111,7 @@ impl FromStr for Cell {
             }
         }
         let (apic, cpus) = machine.rsplit_once('-').ok_or_else(|| error(format!("`{machine}` is no apic-cpus")))?;
-        let apic = Apic::ALL
-            .into_iter()
-            .find(|known| known.name() == apic)
-            .ok_or_else(|| error(format!("`{apic}` is neither xapic nor x2apic")))?;
+        let apic = ApicMode::named(apic).ok_or_else(|| error(format!("`{apic}` is neither xapic nor x2apic")))?;
         let cpus = cpus
             .parse()
             .ok()
@@ -179,7 +147,7 @@ mod tests {
         let name = "bhyve-13.1@main-7c326ab5/mp-spec/xapic-2/soft";
         let cell: Cell = name.parse().expect("a cell");
         assert_eq!(cell.pairing(), "bhyve-13.1@main-7c326ab5");
-        assert_eq!((cell.apic, cell.cpus, cell.engine), (Apic::Xapic, 2, EngineKind::Soft));
+        assert_eq!((cell.apic, cell.cpus, cell.engine), (ApicMode::Xapic, 2, EngineKind::Soft));
         assert_eq!(cell.to_string(), name);
         assert_eq!(cell.file("jsonl").to_str(), Some("bhyve-13.1@main-7c326ab5/mp-spec/xapic-2/soft.jsonl"));
     }
@@ -209,7 +177,7 @@ mod tests {
             frontend in "[a-z0-9][a-zA-Z0-9._-]{0,12}",
             kernel in "[a-z0-9][a-zA-Z0-9._-]{0,12}",
             guest in "[a-z0-9][a-zA-Z0-9._-]{0,12}",
-            apic in prop::sample::select(&Apic::ALL[..]),
+            apic in prop::sample::select(&ApicMode::ALL[..]),
             cpus in 1u16..,
             engine in prop::sample::select(&EngineKind::ALL[..]),
         ) {

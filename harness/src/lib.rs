@@ -7,9 +7,11 @@
 
 pub mod catalog;
 pub mod cell;
+pub mod cli;
 pub mod diff;
 pub mod matrix;
 pub mod outcome;
 pub mod pattern;
 pub mod report;
+pub mod run;
 pub mod trace;

@@ -7,9 +7,10 @@ pub mod verdict;
 pub use file::ConfigError;
 
 use crate::catalog;
-use crate::cell::{Apic, Cell, EngineKind, is_name};
+use crate::cell::{Cell, EngineKind, is_name};
 use crate::outcome::OutcomeKind;
 use crate::pattern::{Pattern, did_you_mean, nearest};
+use frontends::ApicMode;
 use file::{CellsTable, KernelTable, LimitTable, LimitsTable, OneOrMany, RegressionTable, Source};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -61,7 +62,7 @@ pub struct Selection {
     /// Guests by name or glob.
     pub guests: Vec<Pattern>,
     /// APIC modes.
-    pub apic: Vec<Apic>,
+    pub apic: Vec<ApicMode>,
     /// vCPU counts.
     pub cpus: Vec<u16>,
     /// Engines.
@@ -103,7 +104,7 @@ struct Axes {
     kernels: Vec<String>,
     frontends: Vec<String>,
     guests: Vec<String>,
-    apic: Vec<Apic>,
+    apic: Vec<ApicMode>,
     cpus: Vec<u16>,
     engines: Vec<EngineKind>,
 }
@@ -476,7 +477,7 @@ impl Matrix {
             guests: all(&include.guest, guests.iter().map(|part| part.name), &self.axes.guests),
             apic: match &include.apic {
                 None => self.axes.apic.clone(),
-                Some(patterns) => matching(patterns, &Apic::ALL, |apic| apic.name()),
+                Some(patterns) => matching(patterns, &ApicMode::ALL, |apic| apic.name()),
             },
             cpus: include.cpus.clone().unwrap_or_else(|| self.axes.cpus.clone()),
             engines: match &include.engine {
@@ -578,10 +579,8 @@ fn axis<T: Clone + PartialEq, U>(
         .collect()
 }
 
-fn apic_named(name: &str) -> Result<Apic, String> {
-    Apic::ALL
-        .into_iter()
-        .find(|apic| apic.name() == name)
+fn apic_named(name: &str) -> Result<ApicMode, String> {
+    ApicMode::named(name)
         .ok_or_else(|| format!("`{name}` is no APIC mode: xapic or x2apic"))
 }
 
@@ -659,7 +658,7 @@ impl<'a> Names<'a> {
             frontend: part("frontend", &table.frontend, &self.frontends)?,
             kernel: part("kernel", &table.kernel, &self.kernels)?,
             guest: part("guest", &table.guest, &self.guests)?,
-            apic: part("apic", &table.apic, &Apic::ALL.map(Apic::name))?,
+            apic: part("apic", &table.apic, &ApicMode::ALL.map(ApicMode::name))?,
             cpus: table.cpus.as_ref().map(|cpus| cpus.get_ref().0.clone()),
             engine: part("engine", &table.engine, &EngineKind::ALL.map(EngineKind::name))?,
         })

@@ -169,7 +169,7 @@ fn options_put_values_in_place_of_an_axis() {
         kernels: vec![Pattern::new("main-7*")],
         frontends: vec![Pattern::new("bhyve-13.2")],
         guests: vec![Pattern::new("triple-fault"), Pattern::new("mp-spec")],
-        apic: vec![Apic::X2apic],
+        apic: vec![ApicMode::X2apic],
         cpus: vec![64],
         engines: vec![EngineKind::Kvm, EngineKind::Soft],
         filters: vec![],
