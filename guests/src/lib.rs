@@ -12,6 +12,8 @@
 //! APs, each of which reports `AP_ONLINE`; if some are missing, reports them and `GAVE_UP`; otherwise runs four tests, reports
 //! each, and `DONE`; powers off. Whatever it cannot handle is `BROKEN`, with a code that
 //! `freestanding/runtime/broken.rs` lists.
+//!
+//! Another way of starting APs is a file in `freestanding/guests/`, its name in `build/rom.rs`, and a variant of [`Guest`].
 
 use std::fmt;
 use std::str::FromStr;

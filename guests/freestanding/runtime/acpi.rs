@@ -10,7 +10,7 @@ const HEADER: u32 = 36;
 const MAX_TABLE: u32 = 0x1_0000;
 
 /// Adds the CPUs of the MADT to `list`; `false` when there is no (valid) MADT. Uses the ports of the FADT, if there is one.
-pub fn find(list: &mut List) -> bool {
+pub(crate) fn find(list: &mut List) -> bool {
     let Some(root) = scan(*b"RSD ", is_rsdp).and_then(Root::from_rsdp) else { return false };
     if let Some(fadt) = root.find(*b"FACP") {
         use_ports(fadt);

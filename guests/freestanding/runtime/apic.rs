@@ -1,27 +1,27 @@
 //! The CPU's local APIC, in whichever mode the firmware left it (SDM 3A chapter 11).
 
 use crate::broken::{Broken, broken};
-use crate::cpu::{rdmsr, wrmsr};
+use crate::cpu::{fence_before_wrmsr, rdmsr, wrmsr};
 use crate::interrupts::SPURIOUS;
 use crate::pm_timer;
 
 /// The MSR with the mode of the local APIC (SDM 3A 11.4.4).
-pub const IA32_APIC_BASE: u32 = 0x1b;
+pub(crate) const IA32_APIC_BASE: u32 = 0x1b;
 /// IA32_APIC_BASE: x2APIC mode.
-pub const APIC_BASE_EXTD: u32 = 1 << 10;
+pub(crate) const APIC_BASE_EXTD: u32 = 1 << 10;
 /// Where the registers are in xAPIC mode. Nobody moves them.
-pub const XAPIC_BASE: u32 = 0xfee0_0000;
+pub(crate) const XAPIC_BASE: u32 = 0xfee0_0000;
 /// Offset of the ID register; the ID is in bits 31:24.
-pub const XAPIC_ID: u32 = 0x20;
+pub(crate) const XAPIC_ID: u32 = 0x20;
 /// The ID register in x2APIC mode; the ID is all 32 bits.
-pub const X2APIC_ID: u32 = X2APIC_MSR + (XAPIC_ID >> 4);
+pub(crate) const X2APIC_ID: u32 = X2APIC_MSR + (XAPIC_ID >> 4);
 
 const X2APIC_MSR: u32 = 0x800;
 
 /// The registers that a guest uses, by their offset in xAPIC mode. In x2APIC mode the MSR is 800H + offset / 16.
 #[derive(Clone, Copy)]
 #[repr(u32)]
-pub enum Register {
+pub(crate) enum Register {
     Id = XAPIC_ID,
     Version = 0x30,
     TaskPriority = 0x80,
@@ -56,7 +56,7 @@ const IPI_PENDING_US: u32 = 100_000;
 
 /// The local APIC of the CPU that this code runs on.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum LocalApic {
+pub(crate) enum LocalApic {
     /// Registers in memory.
     XApic,
     /// Registers in MSRs.
@@ -65,7 +65,7 @@ pub enum LocalApic {
 
 impl LocalApic {
     /// Asks the CPU for the mode.
-    pub fn of_this_cpu() -> LocalApic {
+    pub(crate) fn of_this_cpu() -> LocalApic {
         if rdmsr(IA32_APIC_BASE) as u32 & APIC_BASE_EXTD != 0 { LocalApic::X2Apic } else { LocalApic::XApic }
     }
 
@@ -86,7 +86,7 @@ impl LocalApic {
     }
 
     /// The APIC ID.
-    pub fn id(self) -> u32 {
+    pub(crate) fn id(self) -> u32 {
         let id = self.read(Register::Id);
         match self {
             LocalApic::XApic => id >> 24,
@@ -95,7 +95,7 @@ impl LocalApic {
     }
 
     /// Enables the local APIC, with nothing coming from its local sources.
-    pub fn enable(self) {
+    pub(crate) fn enable(self) {
         // Thermal (5) and performance (4) exist on later processors only, and x2APIC faults on those that do not exist.
         let last_lvt = self.read(Register::Version) >> 16 & 0xff;
         if last_lvt >= 5 {
@@ -113,24 +113,26 @@ impl LocalApic {
     }
 
     /// Ends the interrupt in service.
-    pub fn end_of_interrupt(self) {
+    pub(crate) fn end_of_interrupt(self) {
         self.write(Register::EndOfInterrupt, 0);
     }
 
     /// Clears the error status, and reads it: a write latches what has happened since the last one (SDM 3A 11.5.3).
-    pub fn clear_errors(self) -> u32 {
+    pub(crate) fn clear_errors(self) -> u32 {
         self.write(Register::ErrorStatus, 0);
         self.read(Register::ErrorStatus)
     }
 
     /// Writes the ICR: in xAPIC mode the destination first, because the low half sends; in x2APIC mode at once.
-    pub fn send(self, destination: u32, icr_low: u32) {
+    pub(crate) fn send(self, destination: u32, icr_low: u32) {
         match self {
             LocalApic::XApic => {
                 self.write(Register::InterruptCommandHigh, destination << 24);
                 self.write(Register::InterruptCommandLow, icr_low);
             }
             LocalApic::X2Apic => {
+                // This WRMSR does not wait for the stores before it, as the one to uncached memory does (SDM 3A 11.12.3).
+                fence_before_wrmsr();
                 wrmsr(
                     X2APIC_MSR + (Register::InterruptCommandLow as u32 >> 4),
                     u64::from(destination) << 32 | u64::from(icr_low),
@@ -140,7 +142,7 @@ impl LocalApic {
     }
 
     /// Waits until the last IPI has been sent; in x2APIC mode there is nothing to wait for (SDM 3A 11.12.9).
-    pub fn wait_sent(self) {
+    pub(crate) fn wait_sent(self) {
         let sent = || self.read(Register::InterruptCommandLow) & ICR_PENDING == 0;
         if self == LocalApic::XApic && !pm_timer::wait(IPI_PENDING_US, sent) {
             broken(Broken::IpiPending);
@@ -148,7 +150,7 @@ impl LocalApic {
     }
 
     /// Starts the timer: `vector` after `count` times 16 ticks, once or again and again.
-    pub fn start_timer(self, vector: u8, count: u32, periodic: bool) {
+    pub(crate) fn start_timer(self, vector: u8, count: u32, periodic: bool) {
         let mode = if periodic { LVT_TIMER_PERIODIC } else { 0 };
         self.write(Register::TimerDivide, DIVIDE_BY_16);
         self.write(Register::LvtTimer, mode | u32::from(vector));
@@ -156,7 +158,7 @@ impl LocalApic {
     }
 
     /// Stops the timer.
-    pub fn stop_timer(self) {
+    pub(crate) fn stop_timer(self) {
         self.write(Register::LvtTimer, LVT_MASKED);
         self.write(Register::TimerInitialCount, 0);
     }

@@ -7,7 +7,7 @@ use crate::report::{BROKEN, report};
 /// Why a guest gives in. The number is the payload of the report `BROKEN`; an exception's is 100H + its vector.
 #[derive(Clone, Copy)]
 #[repr(u32)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// Neither a MADT nor an MP table was found.
     NoTables = 1,
     /// The firmware tells of more CPUs than the guest can use.
@@ -36,7 +36,7 @@ impl Broken {
 }
 
 /// Reports and powers off.
-pub fn broken(why: Broken) -> ! {
+pub(crate) fn broken(why: Broken) -> ! {
     report(BROKEN, why as u32);
     Line.text("broken: ").text(why.in_words()).end();
     power::off()

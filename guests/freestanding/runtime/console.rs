@@ -22,7 +22,7 @@ const POLLS: u32 = 1000;
 static ROOM: AtomicU32 = AtomicU32::new(0);
 
 /// Sets the UART up.
-pub fn init() {
+pub(crate) fn init() {
     const DLAB: u8 = 1 << 7;
     const EIGHT_BITS: u8 = 0b11;
     port::write_u8(INTERRUPT_ENABLE, 0);
@@ -50,24 +50,24 @@ fn put(byte: u8) {
 
 /// One line of output, written piece by piece.
 #[must_use = "a line ends with `end`"]
-pub struct Line;
+pub(crate) struct Line;
 
 impl Line {
     /// Text.
-    pub fn text(self, text: &str) -> Line {
+    pub(crate) fn text(self, text: &str) -> Line {
         text.bytes().for_each(put);
         self
     }
 
     /// A number in decimal.
-    pub fn decimal(self, number: u32) -> Line {
+    pub(crate) fn decimal(self, number: u32) -> Line {
         let line = if number >= 10 { self.decimal(number / 10) } else { self };
         put(b'0' + (number % 10) as u8);
         line
     }
 
     /// A number in hexadecimal, without leading zeros.
-    pub fn hex(self, number: u64) -> Line {
+    pub(crate) fn hex(self, number: u64) -> Line {
         let line = if number >= 16 { self.hex(number >> 4) } else { self };
         let digit = (number & 15) as u8;
         put(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
@@ -75,7 +75,7 @@ impl Line {
     }
 
     /// The line's end.
-    pub fn end(self) {
+    pub(crate) fn end(self) {
         put(b'\r');
         put(b'\n');
     }

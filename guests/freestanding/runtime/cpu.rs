@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 /// How many CPUs a guest can use.
-pub const MAX_CPUS: usize = 64;
+pub(crate) const MAX_CPUS: usize = 64;
 
 /// What belongs to one CPU, its stack included. A page of its own, so that the stack pointer tells which CPU runs.
 #[repr(C, align(4096))]
@@ -16,11 +16,11 @@ pub struct Cpu {
     x2apic: AtomicBool,
     online: AtomicBool,
     /// How often it was woken by a wake-up IPI.
-    pub wakes: AtomicU32,
+    pub(crate) wakes: AtomicU32,
     /// How many tokens it has passed on.
-    pub tokens: AtomicU32,
+    pub(crate) tokens: AtomicU32,
     /// How often its timer has ticked.
-    pub ticks: AtomicU32,
+    pub(crate) ticks: AtomicU32,
     /// Grows down from the page's end towards the fields above.
     stack: UnsafeCell<[MaybeUninit<u8>; 4096 - 20]>,
 }
@@ -32,7 +32,7 @@ unsafe impl Sync for Cpu {}
 
 /// The CPUs: the BSP, then the APs in the firmware's order. Not initialised before `Cpu::reset`.
 #[unsafe(link_section = ".bss.noinit")]
-pub static CPUS: [Cpu; MAX_CPUS] = [const {
+pub(crate) static CPUS: [Cpu; MAX_CPUS] = [const {
     Cpu {
         apic_id: AtomicU32::new(0),
         x2apic: AtomicBool::new(false),
@@ -45,11 +45,11 @@ pub static CPUS: [Cpu; MAX_CPUS] = [const {
 }; MAX_CPUS];
 
 /// Which CPU has an APIC ID; 0 for the BSP's and for those that belong to nobody.
-pub static CPU_NUMBER: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
+pub(crate) static CPU_NUMBER: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
 
 impl Cpu {
     /// Prepares the CPU for being started.
-    pub fn reset(&self, apic_id: u32) {
+    pub(crate) fn reset(&self, apic_id: u32) {
         self.apic_id.store(apic_id, Ordering::Relaxed);
         self.x2apic.store(false, Ordering::Relaxed);
         self.wakes.store(0, Ordering::Relaxed);
@@ -59,38 +59,38 @@ impl Cpu {
     }
 
     /// Its number: 0 is the BSP.
-    pub fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         ((&raw const *self as usize - &raw const CPUS as usize) / size_of::<Cpu>()) as u32
     }
 
     /// Its APIC ID.
-    pub fn apic_id(&self) -> u32 {
+    pub(crate) fn apic_id(&self) -> u32 {
         self.apic_id.load(Ordering::Relaxed)
     }
 
     /// Its local APIC. To be used by the CPU itself.
-    pub fn local_apic(&self) -> LocalApic {
+    pub(crate) fn local_apic(&self) -> LocalApic {
         if self.x2apic.load(Ordering::Relaxed) { LocalApic::X2Apic } else { LocalApic::XApic }
     }
 
     /// Keeps what the CPU found its local APIC to be.
-    pub fn set_local_apic(&self, apic: LocalApic) {
+    pub(crate) fn set_local_apic(&self, apic: LocalApic) {
         self.x2apic.store(apic == LocalApic::X2Apic, Ordering::Relaxed);
     }
 
     /// Says that the CPU is ready for interrupts.
-    pub fn set_online(&self) {
+    pub(crate) fn set_online(&self) {
         self.online.store(true, Ordering::Release);
     }
 
     /// Whether it is.
-    pub fn is_online(&self) -> bool {
+    pub(crate) fn is_online(&self) -> bool {
         self.online.load(Ordering::Acquire)
     }
 }
 
 /// The CPU that this code runs on.
-pub fn this_cpu() -> &'static Cpu {
+pub(crate) fn this_cpu() -> &'static Cpu {
     let stack_pointer: usize;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rsp", out(reg) stack_pointer, options(nomem, nostack, preserves_flags)) };
@@ -99,7 +99,7 @@ pub fn this_cpu() -> &'static Cpu {
 }
 
 /// Reads an MSR.
-pub fn rdmsr(index: u32) -> u64 {
+pub(crate) fn rdmsr(index: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: the guest runs at ring 0, and reading an MSR changes nothing.
     unsafe {
@@ -109,7 +109,7 @@ pub fn rdmsr(index: u32) -> u64 {
 }
 
 /// Writes an MSR of the local APIC.
-pub fn wrmsr(index: u32, value: u64) {
+pub(crate) fn wrmsr(index: u32, value: u64) {
     // SAFETY: the registers of the local APIC do not touch memory. The compiler must not move accesses to memory across:
     // an IPI publishes what was written before.
     unsafe {
@@ -118,19 +118,25 @@ pub fn wrmsr(index: u32, value: u64) {
     };
 }
 
+/// Makes everything written so far visible before a following WRMSR that does not do so itself.
+pub(crate) fn fence_before_wrmsr() {
+    // SAFETY: fences have no other effect.
+    unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
+}
+
 /// Tells the CPU, and whoever emulates it, that it polls.
-pub fn pause() {
+pub(crate) fn pause() {
     core::hint::spin_loop();
 }
 
 /// Lets interrupts in from here on.
-pub fn enable_interrupts() {
+pub(crate) fn enable_interrupts() {
     // SAFETY: the IDT is loaded, and its handlers keep all registers and work on atomics alone.
     unsafe { asm!("sti", options(nostack)) };
 }
 
 /// Sleeps until `done`, which an interrupt makes true. Leaves interrupts off.
-pub fn halt_until(done: impl Fn() -> bool) {
+pub(crate) fn halt_until(done: impl Fn() -> bool) {
     loop {
         // SAFETY: turning interrupts off takes nothing from anybody.
         unsafe { asm!("cli", options(nostack)) };
@@ -143,7 +149,7 @@ pub fn halt_until(done: impl Fn() -> bool) {
 }
 
 /// Stops the CPU for good.
-pub fn stop() -> ! {
+pub(crate) fn stop() -> ! {
     loop {
         // SAFETY: nothing runs after this; an NMI or SMI only brings the loop round.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) };

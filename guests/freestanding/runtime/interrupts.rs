@@ -9,13 +9,13 @@ use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Wakes an AP for work.
-pub const WAKE: u8 = 0x20;
+pub(crate) const WAKE: u8 = 0x20;
 /// Hands an AP, or the BSP, the token.
-pub const TOKEN: u8 = 0x21;
+pub(crate) const TOKEN: u8 = 0x21;
 /// The local APIC's timer.
-pub const TIMER: u8 = 0x22;
+pub(crate) const TIMER: u8 = 0x22;
 /// The local APIC's spurious interrupt; it wants no EOI. Bits 3:0 are hard-wired to 1 on old ones.
-pub const SPURIOUS: u8 = 0x2f;
+pub(crate) const SPURIOUS: u8 = 0x2f;
 
 /// How many vectors the IDT has. Any other is a general protection fault.
 const VECTORS: usize = 0x30;
@@ -84,7 +84,7 @@ struct Frame {
 }
 
 /// Fills in the IDT, once for all CPUs.
-pub fn init() {
+pub(crate) fn init() {
     unsafe extern "C" {
         safe static interrupt_stubs: u8;
     }
@@ -102,7 +102,7 @@ pub fn init() {
 }
 
 /// Loads the IDT into this CPU.
-pub fn load() {
+pub(crate) fn load() {
     #[repr(C, packed)]
     struct Idtr {
         limit: u16,

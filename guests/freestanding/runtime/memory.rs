@@ -3,13 +3,13 @@
 use core::arch::asm;
 
 /// Reads a value of plain data at a physical address below 4 GiB, which is mapped to itself. Alignment does not matter.
-pub fn read<T: Plain>(address: u32) -> T {
+pub(crate) fn read<T: Plain>(address: u32) -> T {
     // SAFETY: all of it is mapped, any bits make a `T`, and nobody writes to the firmware's tables.
     unsafe { (address as usize as *const T).read_unaligned() }
 }
 
 /// Whether the `len` bytes at `address` add up to 0, as every table of the firmware does.
-pub fn sums_to_zero(address: u32, len: u32) -> bool {
+pub(crate) fn sums_to_zero(address: u32, len: u32) -> bool {
     (address..address.saturating_add(len)).fold(0u8, |sum, at| sum.wrapping_add(read(at))) == 0
 }
 
@@ -17,7 +17,7 @@ pub fn sums_to_zero(address: u32, len: u32) -> bool {
 ///
 /// # Safety
 /// No Rust object lives there.
-pub unsafe fn fill_page(address: u32, byte: u8) {
+pub(crate) unsafe fn fill_page(address: u32, byte: u8) {
     // SAFETY: all memory is mapped writable; the rest is the caller's promise.
     unsafe {
         asm!("rep stosq", inout("rdi") u64::from(address) => _, inout("rcx") 4096u64 / 8 => _,
@@ -29,7 +29,7 @@ pub unsafe fn fill_page(address: u32, byte: u8) {
 ///
 /// # Safety
 /// No Rust object lives at `to`.
-pub unsafe fn copy(from: u32, to: u32, len: u32) {
+pub(crate) unsafe fn copy(from: u32, to: u32, len: u32) {
     // SAFETY: as in `fill_page`.
     unsafe {
         asm!("rep movsb", inout("rsi") u64::from(from) => _, inout("rdi") u64::from(to) => _,
@@ -41,7 +41,7 @@ pub unsafe fn copy(from: u32, to: u32, len: u32) {
 ///
 /// # Safety
 /// They must be.
-pub unsafe trait Plain: Copy {}
+pub(crate) unsafe trait Plain: Copy {}
 
 // SAFETY: integers.
 unsafe impl Plain for u8 {}

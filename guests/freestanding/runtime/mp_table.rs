@@ -13,7 +13,7 @@ const PROCESSOR_LEN: u32 = 20;
 const ENABLED: u8 = 1;
 
 /// Adds the CPUs of the table to `list`; `false` when there is no (valid) one.
-pub fn find(list: &mut List) -> bool {
+pub(crate) fn find(list: &mut List) -> bool {
     let adds_up = |pointer| sums_to_zero(pointer, 16 * u32::from(read::<u8>(pointer + 8)));
     let Some(pointer) = scan(*b"_MP_", adds_up) else { return false };
     let table = read::<u32>(pointer + 4);

@@ -16,7 +16,7 @@ const STUCK_POLLS: u32 = 200_000;
 static PORT: AtomicU16 = AtomicU16::new(0x408);
 
 /// Uses the timer at this port (PM_TMR_BLK of the FADT).
-pub fn set_port(port: u16) {
+pub(crate) fn set_port(port: u16) {
     PORT.store(port, Ordering::Relaxed);
 }
 
@@ -26,7 +26,7 @@ pub fn delay(us: u32) {
 }
 
 /// Waits until `done`, polling it; `false` when it is not so after `limit_us` microseconds, 1 s at most.
-pub fn wait(limit_us: u32, mut done: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait(limit_us: u32, mut done: impl FnMut() -> bool) -> bool {
     if done() {
         return true;
     }

@@ -13,12 +13,12 @@ const SLP_TYP_S5: u16 = 5 << 10;
 static PM1A_CONTROL: AtomicU16 = AtomicU16::new(0x404);
 
 /// Uses PM1a control at this port (PM1a_CNT_BLK of the FADT).
-pub fn set_pm1a_control(port: u16) {
+pub(crate) fn set_pm1a_control(port: u16) {
     PM1A_CONTROL.store(port, Ordering::Relaxed);
 }
 
 /// Powers the machine off. Where that has no effect, the CPU stops.
-pub fn off() -> ! {
+pub(crate) fn off() -> ! {
     port::write_u16(PM1A_CONTROL.load(Ordering::Relaxed), SLP_TYP_S5 | SLP_EN);
     cpu::stop()
 }

@@ -15,7 +15,7 @@ const LIMIT_US: u32 = 1_000_000;
 static MEMBERS: AtomicU32 = AtomicU32::new(0);
 
 /// Sends the token round, from the BSP; whether it came back as often as it should, by way of all.
-pub fn send_round(bsp: &Cpu, aps: &[Ap]) -> bool {
+pub(crate) fn send_round(bsp: &Cpu, aps: &[Ap]) -> bool {
     MEMBERS.store(aps.len() as u32 + 1, Ordering::Release);
     send_to_next(bsp);
     let came_back = || bsp.tokens.load(Ordering::Acquire) == ROUNDS;
@@ -23,7 +23,7 @@ pub fn send_round(bsp: &Cpu, aps: &[Ap]) -> bool {
 }
 
 /// The token has come to this CPU: it goes to the next, unless it is the BSP's and has gone round often enough.
-pub fn pass_on(cpu: &Cpu) {
+pub(crate) fn pass_on(cpu: &Cpu) {
     let tokens = cpu.tokens.fetch_add(1, Ordering::AcqRel) + 1;
     if cpu.number() != 0 || tokens < ROUNDS {
         send_to_next(cpu);

@@ -48,7 +48,7 @@ pub fn clear_errors() -> u32 {
 
 /// Fills the trampoline page: the trampoline, then HLT to the end. An AP that begins anywhere else in the page stops there,
 /// with interrupts off as INIT left them.
-pub fn place_trampoline() {
+pub(crate) fn place_trampoline() {
     const HLT: u8 = 0xf4;
     unsafe extern "C" {
         safe static trampoline_start: u8;
@@ -64,8 +64,8 @@ pub fn place_trampoline() {
 }
 
 /// Returns if all are online; otherwise says who is missing, and powers off.
-pub fn require_all(aps: &[Ap]) {
-    let all = pm_timer::wait(GRACE_US, || aps.iter().all(Cpu::is_online));
+pub(crate) fn require_all(aps: &[Ap]) {
+    pm_timer::wait(GRACE_US, || aps.iter().all(Cpu::is_online));
     let mut online = 0;
     for ap in aps {
         let here = ap.is_online();
@@ -76,10 +76,11 @@ pub fn require_all(aps: &[Ap]) {
         }
         Line.text("APIC ID ").decimal(ap.apic_id()).text(if here { " is online" } else { " is missing" }).end();
     }
-    if all {
+    let wanted = aps.len() as u32;
+    if online == wanted {
         return;
     }
     report(GAVE_UP, online);
-    Line.text("gave up: ").decimal(online).text(" of ").decimal(aps.len() as u32).text(" APs are online").end();
+    Line.text("gave up: ").decimal(online).text(" of ").decimal(wanted).text(" APs are online").end();
     power::off()
 }

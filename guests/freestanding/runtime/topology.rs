@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 /// Who told.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// The ACPI MADT.
     Madt,
     /// The MP configuration table.
@@ -16,15 +16,15 @@ pub enum Source {
 }
 
 /// The CPUs: the BSP, then the APs in the order of the table.
-pub struct Topology {
+pub(crate) struct Topology {
     /// Where they were found.
-    pub source: Source,
+    pub(crate) source: Source,
     cpus: usize,
 }
 
 impl Topology {
     /// Finds the CPUs, and prepares each for being started. `bsp` is the BSP's own APIC ID.
-    pub fn find(bsp: u32) -> Topology {
+    pub(crate) fn find(bsp: u32) -> Topology {
         let mut list = List { bsp, cpus: 1 };
         let source = if acpi::find(&mut list) {
             Source::Madt
@@ -37,29 +37,30 @@ impl Topology {
     }
 
     /// How many CPUs there are, the BSP among them.
-    pub fn cpus(&self) -> u32 {
+    pub(crate) fn cpus(&self) -> u32 {
         self.cpus as u32
     }
 
     /// The APs.
-    pub fn aps(&self) -> &'static [Cpu] {
+    pub(crate) fn aps(&self) -> &'static [Cpu] {
         CPUS.get(1..self.cpus).unwrap_or_default()
     }
 }
 
 /// The CPUs found so far.
-pub struct List {
+pub(crate) struct List {
     bsp: u32,
     cpus: usize,
 }
 
 impl List {
-    /// Adds an enabled CPU of the table; the BSP, which is in it too, is there already.
-    pub fn add(&mut self, apic_id: u32) {
-        if apic_id == self.bsp {
+    /// Adds an enabled CPU of the table. The BSP, which is in it too, is there already, and a CPU may be there as a local
+    /// APIC and as a local x2APIC.
+    pub(crate) fn add(&mut self, apic_id: u32) {
+        let Some(number) = CPU_NUMBER.get(apic_id as usize) else { broken(Broken::ApicIdTooBig) };
+        if apic_id == self.bsp || number.load(Ordering::Relaxed) != 0 {
             return;
         }
-        let Some(number) = CPU_NUMBER.get(apic_id as usize) else { broken(Broken::ApicIdTooBig) };
         let Some(cpu) = CPUS.get(self.cpus) else { broken(Broken::TooManyCpus) };
         cpu.reset(apic_id);
         number.store(self.cpus as u8, Ordering::Release);
@@ -71,7 +72,7 @@ impl List {
 ///
 /// The BIOS area comes first because the structures are there nearly always, its upper half before its lower one, then
 /// the first KiB of the extended BIOS data area and the last KiB of base memory (ACPI 5.2.5.1; MP specification 4).
-pub fn scan(signature: [u8; 4], valid: fn(u32) -> bool) -> Option<u32> {
+pub(crate) fn scan(signature: [u8; 4], valid: fn(u32) -> bool) -> Option<u32> {
     const EBDA_SEGMENT: u32 = 0x40e;
     const BASE_MEMORY_KIB: u32 = 0x413;
     let signature = u32::from_le_bytes(signature);

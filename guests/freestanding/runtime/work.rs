@@ -37,7 +37,7 @@ static JOB: AtomicU32 = AtomicU32::new(0);
 static FINISHED: AtomicU32 = AtomicU32::new(0);
 
 /// An AP's life: it sleeps until the BSP wakes it, does the job, and sleeps again.
-pub fn serve(cpu: &Cpu) -> ! {
+pub(crate) fn serve(cpu: &Cpu) -> ! {
     let mut served = 0;
     loop {
         halt_until(|| cpu.wakes.load(Ordering::Acquire) != served);
@@ -55,7 +55,7 @@ pub fn serve(cpu: &Cpu) -> ! {
 }
 
 /// Runs all tests, from the BSP with interrupts on; whether all passed.
-pub fn test_all(aps: &[Ap]) -> bool {
+pub(crate) fn test_all(aps: &[Ap]) -> bool {
     let bsp = this_cpu();
     let cpus = aps.len() as u32 + 1;
     let counters = together(aps, Job::Counters, count) && counted_right(cpus);
