@@ -9,6 +9,8 @@
 //!   instruction, [`EngineVcpu::interruptible`] is false.
 //! * Setting a register abandons whatever instruction was in flight.
 
+#[cfg(test)]
+mod conformance;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod soft;
