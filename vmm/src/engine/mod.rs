@@ -7,7 +7,8 @@
 //! * An exit that asks for something ([`Exit::IoIn`], [`Exit::MmioRead`], [`Exit::RdMsr`]…) is answered with
 //!   [`EngineVcpu::complete`] before the next [`EngineVcpu::run`]; so is a write. Until that next `run` has finished the
 //!   instruction, [`EngineVcpu::interruptible`] is false.
-//! * Setting a register abandons whatever instruction was in flight.
+//! * Setting a register abandons whatever instruction was in flight. Setting RIP also drops the events that were injected and
+//!   not delivered yet: they belonged to where the vCPU was, and a vCPU that is reset must not start with them.
 
 #[cfg(test)]
 mod conformance;

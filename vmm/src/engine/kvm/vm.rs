@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What KVM must be able to do, besides SREGS2, for which kvm-ioctls has no name.
+/// What KVM must be able to do.
 pub(super) const REQUIRED: &[Cap] = &[
     Cap::UserMemory,
     Cap::ReadonlyMem,
