@@ -1,0 +1,276 @@
+//! Decoded blocks: runs of instructions in guest memory, decoded once for all processors of a machine.
+//!
+//! A block is found by the guest physical address of its first byte and the code size. It ends at a transfer of control,
+//! at the end of its page, or where the run loop has something to look at; an instruction that crosses a page boundary is
+//! a block of its own.
+//!
+//! Code may change under a block. The bus counts writes that hit decoded bytes (and those from the host side); a block
+//! that was last compared with memory under another count is compared again before it runs.
+
+use super::decode::{self, Decoded};
+use super::mem::{Bus, FixedMap, context, page_of, page_offset};
+use super::op::Op;
+use super::paging::Purpose;
+use super::state::{CS, CodeSize, Cpu, Stop, canonical};
+use crate::engine::Exit;
+use crate::memory::PAGE_SIZE;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+
+/// The longest instruction, in bytes.
+const MAX_INSTRUCTION: usize = 15;
+/// How many instructions a block has at most.
+const MAX_BLOCK: usize = 32;
+/// When the cache holds this many instructions, it starts anew.
+const MAX_OPS: usize = 1 << 20;
+
+/// Where a block's instructions lie in the cache.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Block {
+    start: u32,
+    count: u16,
+    /// Length in guest memory.
+    pub(super) bytes: u16,
+}
+
+/// A block and what it was decoded from.
+struct Source {
+    block: Block,
+    /// Where the bytes lie in [`CodeCache::bytes`].
+    bytes_at: u32,
+    /// The guest physical page that the last bytes come from, if it is another than the first ones'.
+    second_page: Option<u64>,
+    /// The count of code writes under which it was last compared with memory.
+    compared: u64,
+}
+
+/// All decoded blocks of a machine.
+#[derive(Default)]
+pub(super) struct CodeCache {
+    ops: Vec<Op>,
+    bytes: Vec<u8>,
+    sources: FixedMap<Source>,
+}
+
+impl CodeCache {
+    /// A block's instructions.
+    #[inline(always)]
+    pub(super) fn ops(&self, block: Block) -> &[Op] {
+        let start = block.start as usize;
+        &self.ops[start..start + usize::from(block.count)]
+    }
+
+    /// Whether memory still holds what a block was decoded from.
+    fn is_current(&self, bus: &Bus, gpa: u64, source: &Source) -> bool {
+        let mut memory = [0; MAX_BLOCK * MAX_INSTRUCTION];
+        let memory = &mut memory[..usize::from(source.block.bytes)];
+        let start = source.bytes_at as usize;
+        copy_out(bus, gpa, source.second_page, memory) && *memory == self.bytes[start..start + memory.len()]
+    }
+
+    fn insert(&mut self, key: u64, ops: &[Op], bytes: &[u8], second_page: Option<u64>, compared: u64) -> Block {
+        let block = Block { start: self.ops.len() as u32, count: ops.len() as u16, bytes: bytes.len() as u16 };
+        let bytes_at = self.bytes.len() as u32;
+        self.ops.extend_from_slice(ops);
+        self.bytes.extend_from_slice(bytes);
+        self.sources.insert(key, Source { block, bytes_at, second_page, compared });
+        block
+    }
+}
+
+/// Copies code out of memory; false if some of it is not there.
+fn copy_out(bus: &Bus, gpa: u64, second_page: Option<u64>, bytes: &mut [u8]) -> bool {
+    let first = bytes.len().min((PAGE_SIZE - page_offset(gpa)) as usize);
+    let (low, high) = bytes.split_at_mut(first);
+    let Some(place) = bus.place(gpa) else { return false };
+    place.host.read_bytes(low);
+    match (second_page, high.is_empty()) {
+        (_, true) => true,
+        (None, false) => false,
+        (Some(page), false) => match bus.place(page) {
+            Some(place) => {
+                place.host.read_bytes(high);
+                true
+            }
+            None => false,
+        },
+    }
+}
+
+/// What identifies a block: physical addresses have at most 52 bits.
+fn key(gpa: u64, size: CodeSize) -> u64 {
+    gpa | (size as u64) << 60
+}
+
+impl Cpu {
+    /// The block at the instruction pointer.
+    #[inline(always)]
+    pub(super) fn fetch(&mut self, bus: &mut Bus, code: &mut CodeCache) -> Result<Block, Stop> {
+        let linear = self.seg(CS).origin.wrapping_add(self.rip()) & self.linear_mask;
+        let stamp = self.translation_epoch.wrapping_add(bus.code_generation());
+        match self.jumps.find(linear, stamp, self.fetch_context) {
+            Some(block) => Ok(block),
+            None => self.fetch_slow(bus, code, linear),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fetch_slow(&mut self, bus: &mut Bus, code: &mut CodeCache, linear: u64) -> Result<Block, Stop> {
+        if self.is_64() && !canonical(linear) {
+            return Err(self.gp(0));
+        }
+        let gpa = self.fetch_address(bus, linear)?;
+        let block = match self.known_block(bus, code, linear, gpa)? {
+            Some(block) => block,
+            None => self.decode_block(bus, code, linear, gpa)?,
+        };
+        let stamp = self.translation_epoch.wrapping_add(bus.code_generation());
+        self.jumps.remember(linear, stamp, self.fetch_context, block);
+        Ok(block)
+    }
+
+    /// Translates the address of an instruction.
+    fn fetch_address(&mut self, bus: &mut Bus, linear: u64) -> Result<u64, Stop> {
+        let user = if self.cpl == 3 { context::USER } else { 0 };
+        self.resolve(bus, linear, Purpose::Fetch, context::VALID | user)
+    }
+
+    /// The linear address of the page behind an address.
+    fn next_page(&self, linear: u64) -> u64 {
+        page_of(linear).wrapping_add(PAGE_SIZE) & self.linear_mask
+    }
+
+    /// A block that is in the cache, if memory still holds what it was decoded from.
+    fn known_block(
+        &mut self,
+        bus: &mut Bus,
+        code: &mut CodeCache,
+        linear: u64,
+        gpa: u64,
+    ) -> Result<Option<Block>, Stop> {
+        let key = key(gpa, self.code_size);
+        let Some(source) = code.sources.get(&key) else { return Ok(None) };
+        let (block, second_page) = (source.block, source.second_page);
+        if second_page.is_some() {
+            // The block is one instruction, and it needs the page: a fault is its own.
+            let next = self.next_page(linear);
+            if Some(self.fetch_address(bus, next)?) != second_page {
+                return Ok(None);
+            }
+        }
+        if source.compared != bus.code_generation() {
+            if !code.is_current(bus, gpa, source) {
+                return Ok(None);
+            }
+            self.mark_code(bus, gpa, u64::from(block.bytes), second_page);
+            if let Some(source) = code.sources.get_mut(&key) {
+                source.compared = bus.code_generation();
+            }
+        }
+        Ok(Some(block))
+    }
+
+    /// Has writes to a block's bytes noticed, this processor's own included.
+    fn mark_code(&mut self, bus: &mut Bus, gpa: u64, len: u64, second_page: Option<u64>) {
+        let first = len.min(PAGE_SIZE - page_offset(gpa));
+        let parts = [Some((gpa, first)), second_page.map(|page| (page, len - first))];
+        for (gpa, len) in parts.into_iter().flatten() {
+            if bus.mark_code(gpa, len) {
+                self.tlb.forget_writes_to(gpa);
+                self.seen_marks_epoch = bus.marks_epoch();
+            }
+        }
+    }
+
+    fn decode_block(&mut self, bus: &mut Bus, code: &mut CodeCache, linear: u64, gpa: u64) -> Result<Block, Stop> {
+        if code.ops.len() >= MAX_OPS {
+            *code = CodeCache::default();
+            // Short cuts of every processor lead into the old one.
+            bus.forget_blocks();
+        }
+        let mut buffer = [0; MAX_BLOCK * MAX_INSTRUCTION];
+        let in_page = buffer.len().min((PAGE_SIZE - page_offset(gpa)) as usize);
+        if !copy_out(bus, gpa, None, &mut buffer[..in_page]) {
+            return Err(self.fetch_outside(gpa));
+        }
+        let mut ops = Vec::with_capacity(MAX_BLOCK);
+        let mut len = decode_run(&buffer[..in_page], self.code_size, &mut ops);
+        let mut second_page = None;
+        if ops.is_empty() {
+            // The first instruction goes on in the next page.
+            let next = self.next_page(linear);
+            let second = self.fetch_address(bus, next)?;
+            second_page = Some(second);
+            if !copy_out(bus, gpa, second_page, &mut buffer[..MAX_INSTRUCTION]) {
+                return Err(self.fetch_outside(second));
+            }
+            let crossing =
+                decode_one(&mut decoder(&buffer[..MAX_INSTRUCTION], self.code_size)).unwrap_or_else(decode::too_long);
+            len = usize::from(crossing.op.len);
+            ops.push(crossing.op);
+        }
+        self.mark_code(bus, gpa, len as u64, second_page);
+        let generation = bus.code_generation();
+        Ok(code.insert(key(gpa, self.code_size), &ops, &buffer[..len], second_page, generation))
+    }
+
+    fn fetch_outside(&mut self, gpa: u64) -> Stop {
+        self.exit = Some(Exit::MmioFetch { gpa });
+        Stop::Again
+    }
+
+    /// How many of a block's instructions lie inside the code segment; #GP(0) if not even the first does.
+    #[cold]
+    pub(super) fn instructions_within_limit(&mut self, ops: &[Op]) -> Result<usize, Stop> {
+        let mut end = self.rip();
+        let fits = |op: &&Op| {
+            end += u64::from(op.len);
+            end - 1 <= self.code_limit
+        };
+        match ops.iter().take_while(fits).count() {
+            0 => Err(self.gp(0)),
+            count => Ok(count),
+        }
+    }
+}
+
+fn decoder(bytes: &[u8], size: CodeSize) -> Decoder<'_> {
+    let bits = match size {
+        CodeSize::Bits16 => 16,
+        CodeSize::Bits32 => 32,
+        CodeSize::Bits64 => 64,
+    };
+    Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE)
+}
+
+/// Decodes an instruction; `None` if the bytes end before it does.
+fn decode_one(decoder: &mut Decoder<'_>) -> Option<Decoded> {
+    let start = decoder.position();
+    let available = decoder.max_position() - start;
+    let mut instruction = Instruction::default();
+    decoder.decode_out(&mut instruction);
+    match decoder.last_error() {
+        DecoderError::None => Some(decode::decode(&instruction)),
+        DecoderError::NoMoreBytes if available < MAX_INSTRUCTION => None,
+        DecoderError::NoMoreBytes => Some(decode::too_long()),
+        _ => Some(decode::invalid(instruction.len().max(1))),
+    }
+}
+
+/// Decodes up to the end of the block or of the bytes. Returns the length of what was decoded.
+fn decode_run(bytes: &[u8], size: CodeSize, ops: &mut Vec<Op>) -> usize {
+    let mut decoder = decoder(bytes, size);
+    let mut len = 0;
+    while ops.len() < MAX_BLOCK && decoder.can_decode() {
+        let Some(decoded) = decode_one(&mut decoder) else { break };
+        if decoded.starts_block && !ops.is_empty() {
+            break;
+        }
+        len += usize::from(decoded.op.len);
+        ops.push(decoded.op);
+        if decoded.ends_block {
+            break;
+        }
+    }
+    len
+}

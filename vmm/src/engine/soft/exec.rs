@@ -1,0 +1,276 @@
+//! The run loop: looks at what is pending, finds the next block, executes it, and deals with how it ended.
+
+use super::NS_PER_INSTRUCTION;
+use super::code::CodeCache;
+use super::flags::TF;
+use super::mem::Bus;
+use super::state::{Access, AccessKind, Cpu, Raised, Stop, vector};
+use super::word::{RAX, RDX};
+use crate::engine::{Completion, Exit};
+
+/// What the run loop must look at before it goes on: bits of [`Cpu::attention`].
+pub(super) mod attention {
+    /// An exception, NMI or interrupt waits to be delivered.
+    pub(in super::super) const EVENT: u32 = 1 << 0;
+    /// Interrupts are blocked for one instruction.
+    pub(in super::super) const SHADOW: u32 = 1 << 1;
+    /// RFLAGS.TF is set.
+    pub(in super::super) const TRAP: u32 = 1 << 2;
+    /// The log of answered accesses is not empty.
+    pub(in super::super) const LOG: u32 = 1 << 3;
+    /// Somebody wants to know when interrupts can be delivered.
+    pub(in super::super) const WINDOW: u32 = 1 << 4;
+    /// Instructions execute one at a time.
+    pub(in super::super) const STEP: u32 = SHADOW | TRAP | LOG;
+}
+
+/// DR6: the trap is a single step.
+const DR6_BS: u64 = 1 << 14;
+
+impl Cpu {
+    /// Runs for at most `budget_ns` nanoseconds of virtual time.
+    pub(super) fn run(&mut self, bus: &mut Bus, code: &mut CodeCache, budget_ns: u64) -> Exit {
+        bus.catch_up();
+        self.catch_up(bus);
+        self.executed_before += self.executed;
+        self.executed = 0;
+        self.budget = (budget_ns / NS_PER_INSTRUCTION).max(1);
+        loop {
+            if self.attention != 0
+                && let Some(exit) = self.attend(bus)
+            {
+                return exit;
+            }
+            if self.kick.take() {
+                return Exit::Kicked;
+            }
+            if self.executed >= self.budget {
+                return Exit::Budget;
+            }
+            let outcome = if self.attention & attention::STEP == 0 {
+                self.run_block(bus, code, usize::MAX)
+            } else {
+                self.step(bus, code)
+            };
+            if let Some(exit) = outcome.err().and_then(|stop| self.stopped(bus, stop)) {
+                return exit;
+            }
+        }
+    }
+
+    /// Executes the block at the instruction pointer, or its first `limit` instructions.
+    #[inline(always)]
+    fn run_block(&mut self, bus: &mut Bus, code: &mut CodeCache, limit: usize) -> Result<(), Stop> {
+        let rip = self.rip();
+        if rip > self.code_limit {
+            return Err(self.gp(0));
+        }
+        let block = self.fetch(bus, code)?;
+        let ops = code.ops(block);
+        let mut count = ops.len().min(limit);
+        if self.code_limit - rip < u64::from(block.bytes) - 1 {
+            count = count.min(self.instructions_within_limit(ops)?);
+        }
+        let left = self.budget - self.executed;
+        self.block_left = usize::try_from(left).map_or(count, |left| count.min(left));
+        let mut done = 0;
+        let outcome = loop {
+            if done >= self.block_left {
+                break Ok(());
+            }
+            let op = &ops[done];
+            let next = self.rip().wrapping_add(u64::from(op.len));
+            self.set_rip(next);
+            if let Err(stop) = (op.run)(self, bus, op) {
+                if stop != Stop::Leave {
+                    self.set_rip(next.wrapping_sub(u64::from(op.len)));
+                }
+                break Err(stop);
+            }
+            done += 1;
+        };
+        self.executed += done as u64;
+        outcome
+    }
+
+    /// Executes one instruction under a shadow, trap flag or log.
+    #[cold]
+    fn step(&mut self, bus: &mut Bus, code: &mut CodeCache) -> Result<(), Stop> {
+        let shadow = std::mem::take(&mut self.shadow);
+        self.attention &= !attention::SHADOW;
+        let trap = self.eflags & TF != 0;
+        let outcome = self.run_block(bus, code, 1);
+        match outcome {
+            Ok(()) | Err(Stop::Leave) => {
+                self.forget_accesses();
+                if trap {
+                    self.trap();
+                }
+            }
+            // Nothing happened yet, so the shadow has not passed.
+            Err(Stop::Again) if shadow => self.set_shadow(),
+            Err(Stop::Again | Stop::Fault) => {}
+        }
+        outcome
+    }
+
+    /// A single-step trap comes behind the instruction.
+    fn trap(&mut self) {
+        self.dr[6] |= DR6_BS;
+        self.pending_exception = Some(Raised { vector: vector::DB, error_code: None, address: 0 });
+        self.attention |= attention::EVENT;
+    }
+
+    /// Deals with a stop: delivers the fault, or ends the run.
+    fn stopped(&mut self, bus: &mut Bus, stop: Stop) -> Option<Exit> {
+        match stop {
+            Stop::Leave => {
+                self.executed += 1;
+                Some(self.take_exit())
+            }
+            // Without an exit it is a repeated string instruction that makes way.
+            Stop::Again => self.exit.is_some().then(|| {
+                self.log_used = 0;
+                self.executed += u64::from(self.asked.is_some_and(|asked| asked.retires_at.is_some()));
+                self.take_exit()
+            }),
+            Stop::Fault => {
+                self.executed += 1;
+                self.forget_accesses();
+                let raised = self.raised;
+                let delivered = self.deliver_exception(bus, raised);
+                self.update_attention();
+                delivered.err()
+            }
+        }
+    }
+
+    pub(super) fn take_exit(&mut self) -> Exit {
+        self.log_used = 0;
+        self.exit.take().unwrap_or_else(|| Exit::Failed("A stop without a reason".to_owned()))
+    }
+
+    /// Looks at what is pending. Returns how the run ends, if it does.
+    #[cold]
+    fn attend(&mut self, bus: &mut Bus) -> Option<Exit> {
+        if let Some(raised) = self.pending_exception {
+            let delivered = self.deliver_exception(bus, raised);
+            self.shadow = false;
+            self.update_attention();
+            if let Err(exit) = delivered {
+                return Some(exit);
+            }
+        }
+        // An instruction in flight is finished before anything else is delivered.
+        if !self.log.is_empty() || self.shadow {
+            return None;
+        }
+        if self.pending_nmi && !self.nmi_blocked {
+            let delivered = self.deliver_external(bus, vector::NMI);
+            if let Err(exit) = delivered {
+                self.update_attention();
+                return Some(exit);
+            }
+            self.pending_nmi = false;
+            self.nmi_blocked = true;
+            self.forget_accesses();
+        }
+        if let Some(vector) = self.pending_interrupt {
+            let delivered = self.deliver_external(bus, vector);
+            if let Err(exit) = delivered {
+                self.update_attention();
+                return Some(exit);
+            }
+            self.pending_interrupt = None;
+            self.forget_accesses();
+        }
+        self.update_attention();
+        (self.window_wanted && self.interruptible()).then_some(Exit::InterruptWindow)
+    }
+
+    /// Whether an external interrupt could be delivered now.
+    pub(super) fn interruptible(&self) -> bool {
+        self.interrupts_enabled()
+            && !self.shadow
+            && self.log.is_empty()
+            && self.asked.is_none()
+            && self.pending_exception.is_none()
+            && self.pending_interrupt.is_none()
+            && (!self.pending_nmi || self.nmi_blocked)
+    }
+
+    /// Recomputes [`Cpu::attention`].
+    pub(super) fn update_attention(&mut self) {
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        let event = self.pending_exception.is_some()
+            || self.pending_interrupt.is_some()
+            || self.pending_nmi && !self.nmi_blocked;
+        self.attention = bit(event, attention::EVENT)
+            | bit(self.shadow, attention::SHADOW)
+            | bit(self.eflags & TF != 0, attention::TRAP)
+            | bit(!self.log.is_empty(), attention::LOG)
+            | bit(self.window_wanted, attention::WINDOW);
+    }
+
+    /// Blocks interrupts for one instruction.
+    pub(super) fn set_shadow(&mut self) {
+        self.shadow = true;
+        self.attention |= attention::SHADOW;
+    }
+
+    /// The instruction in flight is done or abandoned: answers to its accesses are of no more use.
+    pub(super) fn forget_accesses(&mut self) {
+        self.log.clear();
+        self.log_used = 0;
+        self.attention &= !attention::LOG;
+    }
+
+    /// Whether a repeated string instruction makes way between two iterations.
+    pub(super) fn must_pause_repeat(&self) -> bool {
+        self.executed >= self.budget || self.attention != 0 || self.block_left == 0 || self.kick.is_set()
+    }
+
+    /// Answers the access that the last exit asked for.
+    pub(super) fn complete(&mut self, completion: Completion) {
+        let Some(asked) = self.asked.take() else { return };
+        let value = match completion {
+            Completion::Value(value) => value,
+            Completion::Done => 0,
+            Completion::GeneralProtection => {
+                self.forget_accesses();
+                let error_code = self.protected.then_some(0);
+                self.pending_exception = Some(Raised { vector: vector::GP, error_code, address: 0 });
+                self.update_attention();
+                return;
+            }
+        };
+        match asked.retires_at {
+            Some(next) => self.retire(asked, next, value),
+            None => {
+                let value = if asked.is_read() { value } else { asked.value };
+                self.log.push(Access { value: super::access::low_bytes(value, u32::from(asked.size)), ..asked });
+                self.attention |= attention::LOG;
+            }
+        }
+    }
+
+    /// Finishes an instruction that does nothing but its one access.
+    fn retire(&mut self, asked: Access, next: u64, value: u64) {
+        match (asked.kind, asked.size) {
+            (AccessKind::PortIn { .. }, 1) => self.put(RAX, value as u8),
+            (AccessKind::PortIn { .. }, 2) => self.put(RAX, value as u16),
+            (AccessKind::PortIn { .. }, _) => self.put(RAX, value as u32),
+            (AccessKind::RdMsr { .. }, _) => {
+                self.put(RAX, value as u32);
+                self.put(RDX, (value >> 32) as u32);
+            }
+            _ => {}
+        }
+        self.set_rip(next);
+        self.shadow = false;
+        if self.eflags & TF != 0 {
+            self.trap();
+        }
+        self.update_attention();
+    }
+}
