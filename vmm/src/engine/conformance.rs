@@ -71,6 +71,11 @@ macro_rules! conformance_tests {
 }
 pub(super) use conformance_tests;
 
+/// Over the software processor; KVM's own tests are with it.
+mod soft {
+    super::conformance_tests!(Some(crate::engine::soft::SoftEngine::new()));
+}
+
 /// Budget of a run that is to end otherwise, in nanoseconds.
 const RUN: u64 = 5_000_000_000;
 
