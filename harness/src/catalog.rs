@@ -15,7 +15,7 @@ pub struct Part {
 /// Every frontend, oldest first.
 #[must_use]
 pub fn frontends() -> Vec<Part> {
-    Frontend::all().iter().map(|frontend| Part { name: frontend.name(), about: frontend.about() }).collect()
+    Frontend::all().map(|frontend| Part { name: frontend.name(), about: frontend.about() }).collect()
 }
 
 /// Every guest.

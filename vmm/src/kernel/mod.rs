@@ -125,6 +125,13 @@ impl Kernel {
         self.record("mmap devmem", mapping)
     }
 
+    /// How many instructions the guests of this host have executed; `None` when the engine cannot tell. Not a system
+    /// call: for whoever runs the model.
+    #[must_use]
+    pub fn instructions(&self) -> Option<u64> {
+        self.0.vms.lock().by_name.values().map(|vm| vm.instructions()).sum()
+    }
+
     fn find(&self, name: &str) -> Result<Arc<Vm>, Errno> {
         self.0.vms.lock().by_name.get(name).cloned().ok_or(Errno::ENOENT)
     }

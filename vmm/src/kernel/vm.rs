@@ -89,6 +89,12 @@ impl Vm {
         self.state.lock()
     }
 
+    /// How many instructions the vCPUs have executed, if the engine counts them.
+    pub(super) fn instructions(&self) -> Option<u64> {
+        let engines = |vcpu: &Box<Vcpu>| vcpu.engine.as_ref().map(|engine| engine.instructions());
+        self.lock().vcpus.iter().flatten().filter_map(engines).sum()
+    }
+
     /// `vm_init`: the vCPUs that exist from the start.
     fn init_vcpus(&self, st: &mut State<'_>) {
         if self.behaviour.vcpu_allocation == VcpuAllocation::WithVm {
