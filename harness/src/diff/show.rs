@@ -13,7 +13,7 @@ const CONTEXT: usize = 2;
 /// One-sided mechanisms in a row that are shown before the rest is counted.
 const RUN: usize = 3;
 /// Lines after the first divergence, unless everything is asked for.
-const AFTERMATH: usize = 40;
+const AFTERMATH: usize = 28;
 
 /// How much of the alignment to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -196,25 +196,28 @@ fn list_beside(out: &mut String, results: &[&CellResult]) {
 
 /// Why failures of the grid were expected, once for each reason.
 fn known_failures(out: &mut String, results: &[&CellResult]) {
-    let mut reasons: Vec<(&CellResult, BTreeSet<&str>)> = Vec::new();
+    let mut reasons: Vec<(&CellResult, Vec<String>)> = Vec::new();
     for &result in results.iter().filter(|result| result.verdict == Verdict::Xfail) {
+        let pairing = result.cell.pairing();
         match reasons.iter_mut().find(|(known, _)| known.expectation == result.expectation) {
-            Some((_, kernels)) => _ = kernels.insert(&result.cell.kernel),
-            None => reasons.push((result, BTreeSet::from([result.cell.kernel.as_str()]))),
+            Some((_, pairings)) if pairings.contains(&pairing) => {}
+            Some((_, pairings)) => pairings.push(pairing),
+            None => reasons.push((result, vec![pairing])),
         }
     }
     if reasons.is_empty() {
         return;
     }
     let _ = writeln!(out, "  {}", paint(BOLD, "expected failures"));
-    for (result, kernels) in &reasons {
-        let kernels: Vec<&str> = kernels.iter().copied().collect();
+    let width = reasons.iter().map(|(result, _)| Shown::of(result).text().chars().count()).max().unwrap_or(0);
+    for (result, pairings) in &reasons {
         let expectation = &result.expectation;
+        let shown = format!("{:width$}", Shown::of(result).text());
+        let _ = writeln!(out, "  {}   {}", paint(KNOWN, &shown), pairings.join(", "));
         let _ = writeln!(
             out,
-            "  {} {}: {} {}",
-            paint(KNOWN, &Shown::of(result).text()),
-            kernels.join(", "),
+            "  {:width$}   {} {}",
+            "",
             expectation.reason.as_deref().unwrap_or_default(),
             paint(DIM, &format!("[{}]", expectation.reference.as_deref().unwrap_or_default())),
         );
