@@ -144,7 +144,7 @@ pub struct Observed {
     done: bool,
     gave_up: bool,
     broken: Option<u32>,
-    powered_off: bool,
+    suspended: Option<String>,
     unimplemented: Option<String>,
     last_message: Option<String>,
 }
@@ -168,7 +168,7 @@ impl Observed {
                     GuestReport::Broken { code } => seen.broken = Some(code),
                     GuestReport::TestPassed { .. } | GuestReport::ApMissing { .. } | GuestReport::Unknown { .. } => {}
                 },
-                Event::VmSuspended { how } if how == "poweroff" => seen.powered_off = true,
+                Event::VmSuspended { how } => seen.suspended = Some(how.clone()),
                 Event::Unimplemented { what, rip } if seen.unimplemented.is_none() => {
                     seen.unimplemented = Some(format!("{what} at {rip:#x}"));
                 }
@@ -183,6 +183,10 @@ impl Observed {
     #[must_use]
     pub fn aps_started(&self) -> u32 {
         u32::try_from(self.aps_online.len()).expect("an AP has a 24-bit id")
+    }
+
+    fn powered_off(&self) -> bool {
+        self.suspended.as_deref() == Some("poweroff")
     }
 
     /// `1 of 3 APs came up`.
@@ -216,7 +220,7 @@ impl Observed {
         let all = self.aps_online.len() == usize::from(cpus - 1);
         let complaint = self.complaint(cpus);
         let aps = self.aps(cpus);
-        if self.powered_off && self.done && all && complaint.is_none() {
+        if self.powered_off() && self.done && all && complaint.is_none() {
             return Outcome { kind: OutcomeKind::Ok, detail: format!("{aps}, and every test passed") };
         }
         let kind = if self.aps_online.is_empty() { OutcomeKind::Hang } else { OutcomeKind::Partial };
@@ -251,12 +255,16 @@ pub fn observe(cpus: u16, end: &End, seen: &Observed) -> Outcome {
         End::HarnessError(what) => Outcome { kind: OutcomeKind::HarnessError, detail: what.clone() },
         End::Panic(message) => Outcome { kind: OutcomeKind::Panic, detail: message.clone() },
         End::Abort(message) => Outcome { kind: OutcomeKind::Abort, detail: message.clone() },
-        End::Exit(POWEROFF_STATUS) if seen.powered_off => seen.guest_ended(cpus, "the guest powered itself off"),
+        End::Exit(POWEROFF_STATUS) if seen.powered_off() => seen.guest_ended(cpus, "the guest powered itself off"),
         End::Deadline => seen.guest_ended(cpus, "the time was up"),
         End::Deadlock => seen.guest_ended(cpus, "every task waited for another"),
         End::Exit(status) => Outcome {
             kind: OutcomeKind::Exit(*status),
-            detail: seen.last_message.clone().unwrap_or_else(|| format!("the frontend ended with status {status}")),
+            detail: match (&seen.last_message, &seen.suspended) {
+                (Some(said), _) => said.clone(),
+                (None, Some(how)) => format!("{how}: the frontend ended with status {status}"),
+                (None, None) => format!("the frontend ended with status {status}"),
+            },
         },
     }
 }
@@ -308,7 +316,7 @@ mod tests {
             ("found too few", outcome(4, End::Exit(1), &good, true)),
             ("deadline, silent", outcome(2, End::Deadline, &[], false)),
             ("deadlock", outcome(2, End::Deadlock, &[BOOT], false)),
-            ("triple fault", outcome(2, End::Exit(3), &[BOOT], false)),
+            ("exit without a word", outcome(2, End::Exit(4), &[BOOT], false)),
             ("abort", outcome(2, End::Abort("Assertion failed: (error == 0)".into()), &[], false)),
             ("panic", outcome(2, End::Panic("page fault".into()), &[BOOT], false)),
             ("our fault", outcome(2, End::HarnessError("a task panicked".into()), &good, true)),

@@ -102,7 +102,8 @@ fn run_cells(
         .collect();
     let engines: BTreeSet<_> = cells.iter().map(|cell| cell.engine).collect();
     let document = args.json.as_deref().map(|path| (path, json::Host::here(&setup.engines, engines)));
-    let write = |results: &[CellResult]| document.as_ref().map_or(Ok(()), |(path, host)| write_json(path, host, results));
+    let write =
+        |results: &[CellResult]| document.as_ref().map_or(Ok(()), |(path, host)| write_json(path, host, results));
     // Written at once, so that a path that cannot be written is found before the work is done.
     write(&results)?;
     let mut written = Instant::now();
@@ -113,13 +114,19 @@ fn run_cells(
         progress.inc(1);
         match result {
             Ok(result) => results[at] = result,
-            Err(error) => failure = Some(Failure::Harness(format!("the trace of {} cannot be written: {error}", cells[at]))),
+            Err(error) => {
+                failure = Some(Failure::Harness(format!("the trace of {} cannot be written: {error}", cells[at])))
+            }
         }
         if failure.is_none() && written.elapsed() > JSON_INTERVAL {
             failure = write(&results).err();
             written = Instant::now();
         }
-        if failure.is_some() || interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if failure.is_some() || interrupted.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     progress.finish_and_clear();
     if let Some(failure) = failure {

@@ -25,6 +25,9 @@ use vmm::trace::{Event, Record};
 
 const SIDES: [usize; 2] = [0, 1];
 
+/// One-sided events in a row after which a reader has lost sight of where they began.
+const LONG_HALF: usize = 8;
+
 /// A line of the alignment: an event of either side, or one of each that are about the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
@@ -198,8 +201,15 @@ impl Sides<'_> {
             Weight::Call => self.align_lane(lane, left, right, Weight::Mechanism, rows),
             // Nothing weighs less, so nothing here has a match.
             Weight::Mechanism => {
-                rows.extend(left.iter().map(|&at| self.row(lane, [Some(at), None])));
-                rows.extend(right.iter().map(|&at| self.row(lane, [None, Some(at)])));
+                let mut halves = [
+                    left.iter().map(|&at| self.row(lane, [Some(at), None])).collect::<Vec<_>>(),
+                    right.iter().map(|&at| self.row(lane, [None, Some(at)])).collect(),
+                ];
+                // A long half would tear the beginnings of both apart.
+                if halves[0].len() > LONG_HALF && halves[1].len() < halves[0].len() {
+                    halves.reverse();
+                }
+                rows.extend(halves.into_iter().flatten());
             }
         };
         let (mut done_left, mut done_right) = (0, 0);

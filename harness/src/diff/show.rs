@@ -3,6 +3,7 @@
 use super::{Diff, Row, SIDES, outcome};
 use crate::report::paint::{BOLD, DIM, LEFT, RIGHT, paint};
 use crate::trace::{describe, lane};
+use anstyle::Style;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use vmm::trace::Event;
@@ -12,7 +13,7 @@ const CONTEXT: usize = 2;
 /// One-sided mechanisms in a row that are shown before the rest is counted.
 const RUN: usize = 3;
 /// Lines after the first divergence, unless everything is asked for.
-const AFTERMATH: usize = 40;
+const AFTERMATH: usize = 28;
 
 /// How much of the alignment to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,8 @@ enum Line {
     /// The rows that follow are of this lane.
     Lane(Arc<str>),
     Row(usize),
-    Common(usize),
+    /// So many events in common, only on the left, and only on the right.
+    Folded([usize; 3]),
     Mechanisms {
         side: usize,
         count: usize,
@@ -54,7 +56,7 @@ impl Diff<'_> {
     }
 
     fn show_rows(&self, out: &mut String, amount: Amount) {
-        let lines = self.lines();
+        let lines = self.lines(amount);
         let first = self.first.as_ref().map(|(row, _)| *row);
         let end = match amount {
             Amount::Full => lines.len(),
@@ -68,10 +70,9 @@ impl Diff<'_> {
                 Line::Lane(lane) => {
                     let _ = writeln!(out, "\n  {}", paint(BOLD, lane));
                 }
-                Line::Row(at) => self.show_row(out, &self.rows[*at], first == Some(*at)),
-                Line::Common(count) => {
-                    let events = if *count == 1 { "event" } else { "events" };
-                    let _ = writeln!(out, "      {}", paint(DIM, &format!("⋯ {count} {events} in common")));
+                Line::Row(at) => self.show_row(out, &self.rows[*at]),
+                Line::Folded(counts) => {
+                    let _ = writeln!(out, "      {}", paint(DIM, &self.folded(*counts)));
                 }
                 Line::Mechanisms { side, count } => {
                     let (sign, style) = [("−", LEFT), ("+", RIGHT)][*side];
@@ -85,7 +86,8 @@ impl Diff<'_> {
             .map(|line| match line {
                 Line::Row(row) => usize::from(self.rows[*row].differs),
                 Line::Mechanisms { count, .. } => *count,
-                Line::Lane(_) | Line::Common(_) => 0,
+                Line::Folded([_, left, right]) => left + right,
+                Line::Lane(_) => 0,
             })
             .sum();
         if left > 0 {
@@ -97,11 +99,11 @@ impl Diff<'_> {
         let outcomes = SIDES.map(|side| outcome(self.sides.records[side]));
         if let [Some((left, left_detail)), Some((right, right_detail))] = outcomes {
             if left == right {
-                let _ = writeln!(out, "Both end as {left}: {left_detail}.");
+                let _ = writeln!(out, "Both end as {left}: {left_detail}");
             } else {
                 let _ = writeln!(
                     out,
-                    "{} ends as {}: {left_detail}.\n{} ends as {}: {right_detail}.",
+                    "{} ends as {}: {left_detail}\n{} ends as {}: {right_detail}",
                     self.sides.labels[0],
                     paint(BOLD, left),
                     self.sides.labels[1],
@@ -111,8 +113,26 @@ impl Diff<'_> {
         }
     }
 
+    /// `⋯ 12 events in common, 3 only on fbsd-13.1`.
+    fn folded(&self, [common, left, right]: [usize; 3]) -> String {
+        let events = |count: usize| if count == 1 { "1 event".to_owned() } else { format!("{count} events") };
+        let mut parts = Vec::new();
+        if common > 0 {
+            parts.push(format!("{} in common", events(common)));
+        }
+        for (count, label) in [(left, &self.sides.labels[0]), (right, &self.sides.labels[1])] {
+            if count > 0 {
+                let what = if parts.is_empty() { events(count) } else { count.to_string() };
+                parts.push(format!("{what} only on {label}"));
+            }
+        }
+        format!("⋯ {}", parts.join(", "))
+    }
+
     /// Which rows to show, and what stands for the others.
-    fn lines(&self) -> Vec<Line> {
+    fn lines(&self, amount: Amount) -> Vec<Line> {
+        // Where behaviour differs, a mechanism alone is worth a line only beside that.
+        let matters = |row: &Row| row.divergent || row.differs && (amount == Amount::Full || self.first.is_none());
         let mut lines = Vec::new();
         let mut next = 0;
         for segment in self.rows.chunk_by(|a, b| a.lane == b.lane) {
@@ -124,14 +144,18 @@ impl Diff<'_> {
             }
             lines.push(Line::Lane(segment[0].lane.clone()));
             let near = |at: usize| {
-                segment[at.saturating_sub(CONTEXT)..segment.len().min(at + CONTEXT + 1)].iter().any(|row| row.differs)
+                segment[at.saturating_sub(CONTEXT)..segment.len().min(at + CONTEXT + 1)].iter().any(matters)
             };
             let mut at = 0;
             while at < segment.len() {
                 let row = &segment[at];
                 let run = if !near(at) {
                     let run = (at..segment.len()).take_while(|&i| !near(i)).count();
-                    lines.push(Line::Common(run));
+                    let mut counts = [0; 3];
+                    for row in &segment[at..at + run] {
+                        counts[one_sided(row).map_or(0, |side| side + 1)] += 1;
+                    }
+                    lines.push(Line::Folded(counts));
                     run
                 } else if let Some(side) = one_sided_mechanism(row) {
                     let run = segment[at..].iter().take_while(|row| one_sided_mechanism(row) == Some(side)).count();
@@ -151,22 +175,23 @@ impl Diff<'_> {
         lines
     }
 
-    fn show_row(&self, out: &mut String, row: &Row, first: bool) {
-        let marker = if first { paint(BOLD, "▶") } else { " ".into() };
-        let mut line = |sign: &str, style: Option<anstyle::Style>, side: usize, at: usize| {
-            let text = self.event_line(side, at);
-            let text = style.map_or_else(|| text.clone(), |style| paint(style, &text));
-            let sign = style.map_or_else(|| sign.to_owned(), |style| paint(style, sign));
-            let _ = writeln!(out, "  {marker} {sign} {text}");
+    fn show_row(&self, out: &mut String, row: &Row) {
+        let parts_ways = |side: usize, at: usize| {
+            self.first.as_ref().is_some_and(|(_, divergence)| divergence.events[side] == Some(at))
+        };
+        let mut line = |sign: &str, style: Style, side: usize, at: usize| {
+            let marker = if row.differs && parts_ways(side, at) { paint(BOLD, "▶") } else { " ".into() };
+            let text = format!("{sign} {}", self.event_line(side, at));
+            let _ = writeln!(out, "  {marker} {}", paint(style, &text));
         };
         match row.events {
-            [Some(left), Some(_)] if !row.differs => line(" ", None, 0, left),
+            [Some(left), Some(_)] if !row.differs => line(" ", Style::new(), 0, left),
             [left, right] => {
                 if let Some(at) = left {
-                    line("−", Some(LEFT), 0, at);
+                    line("−", LEFT, 0, at);
                 }
                 if let Some(at) = right {
-                    line("+", Some(RIGHT), 1, at);
+                    line("+", RIGHT, 1, at);
                 }
             }
         }
@@ -187,7 +212,11 @@ impl Diff<'_> {
             let _ = write!(text, "vCPU {vcpu}: ");
         }
         text.push_str(&describe(&record.event));
-        if let Some(cause) = cause.map(|cause| &self.sides.records[side][cause]).filter(|c| c.task != record.task) {
+        if let Some(cause) = cause.map(|cause| &self.sides.records[side][cause])
+            && cause.task != record.task
+            // That a thread does what it does because it was created goes without saying, but for its beginning.
+            && (!matches!(cause.event, Event::TaskSpawned { .. }) || matches!(record.event, Event::FirstInstruction { .. }))
+        {
             let _ = write!(text, "  ← {}", cause.task);
         }
         text
@@ -210,12 +239,16 @@ impl Diff<'_> {
     }
 }
 
-/// The side of a mechanism that the other side does not have and from which no divergence follows.
-fn one_sided_mechanism(row: &Row) -> Option<usize> {
+/// The side of an event that the other side does not have.
+fn one_sided(row: &Row) -> Option<usize> {
     match row.events {
-        _ if !row.differs || row.divergent => None,
         [Some(_), None] => Some(0),
         [None, Some(_)] => Some(1),
         _ => None,
     }
+}
+
+/// The same, of an event from which no divergence follows.
+fn one_sided_mechanism(row: &Row) -> Option<usize> {
+    one_sided(row).filter(|_| !row.divergent)
 }

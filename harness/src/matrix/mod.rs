@@ -10,8 +10,8 @@ use crate::catalog;
 use crate::cell::{Cell, EngineKind, is_name};
 use crate::outcome::OutcomeKind;
 use crate::pattern::{Pattern, did_you_mean, nearest};
-use frontends::ApicMode;
 use file::{CellsTable, KernelTable, LimitTable, LimitsTable, OneOrMany, RegressionTable, Source};
+use frontends::ApicMode;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -580,8 +580,7 @@ fn axis<T: Clone + PartialEq, U>(
 }
 
 fn apic_named(name: &str) -> Result<ApicMode, String> {
-    ApicMode::named(name)
-        .ok_or_else(|| format!("`{name}` is no APIC mode: xapic or x2apic"))
+    ApicMode::named(name).ok_or_else(|| format!("`{name}` is no APIC mode: xapic or x2apic"))
 }
 
 fn engine_named(name: &str) -> Result<EngineKind, String> {

@@ -1,7 +1,7 @@
 //! The grid: kernels down, frontends across, and below it what needs words.
 
-use super::paint::{BOLD, DIM, GOOD, KNOWN, RED, paint};
 use super::Counts;
+use super::paint::{BOLD, DIM, GOOD, KNOWN, RED, paint};
 use crate::cell::Cell;
 use crate::matrix::verdict::Verdict;
 use crate::outcome::OutcomeKind;
@@ -113,8 +113,9 @@ fn table(out: &mut String, results: &[&CellResult]) {
         .collect();
 
     let mut line = format!("  {:first$}", "");
-    for (frontend, width) in frontends.iter().zip(&columns) {
-        let _ = write!(line, "   {}", paint(BOLD, &format!("{frontend:width$}")));
+    for (i, frontend) in frontends.iter().enumerate() {
+        let padding = if i + 1 < frontends.len() { columns[i] - width(frontend) } else { 0 };
+        let _ = write!(line, "   {}{:padding$}", paint(BOLD, frontend), "");
     }
     let _ = writeln!(out, "{}", line.trim_end());
     for (kernel, row) in kernels.iter().zip(&entries) {
@@ -152,7 +153,9 @@ fn entry(pairing: &[&CellResult]) -> Vec<Span> {
         .enumerate()
         .map(|(i, (shown, group))| {
             let mut text = format!("{} {}/{}", shown.text(), group.len(), pairing.len());
-            if i > 0 && let Some(which) = which(group, pairing) {
+            if i > 0
+                && let Some(which) = which(group, pairing)
+            {
                 let _ = write!(text, " {which}");
             }
             // The worst verdict of the group colours it.
@@ -172,16 +175,15 @@ fn which(group: &[&CellResult], pairing: &[&CellResult]) -> Option<String> {
         (all == group.len()).then(|| values.into_iter().collect::<Vec<_>>().join(", "))
     };
     axes.iter().find_map(|axis| told_apart(axis)).or_else(|| {
-        (0..axes.len()).flat_map(|i| (i + 1..axes.len()).map(move |j| (i, j))).find_map(|(i, j)| {
-            told_apart(&|cell| format!("{} {}", axes[i](cell), axes[j](cell)))
-        })
+        (0..axes.len())
+            .flat_map(|i| (i + 1..axes.len()).map(move |j| (i, j)))
+            .find_map(|(i, j)| told_apart(&|cell| format!("{} {}", axes[i](cell), axes[j](cell))))
     })
 }
 
 fn list_beside(out: &mut String, results: &[&CellResult]) {
-    let width = |part: fn(&CellResult) -> String| {
-        results.iter().map(|&result| part(result).chars().count()).max().unwrap_or(0)
-    };
+    let width =
+        |part: fn(&CellResult) -> String| results.iter().map(|&result| part(result).chars().count()).max().unwrap_or(0);
     let shown = |result: &CellResult| Shown::of(result).text();
     let (cells, outcomes) = (width(|result| result.cell.to_string()), width(|result| Shown::of(result).text()));
     for result in results {
@@ -194,25 +196,28 @@ fn list_beside(out: &mut String, results: &[&CellResult]) {
 
 /// Why failures of the grid were expected, once for each reason.
 fn known_failures(out: &mut String, results: &[&CellResult]) {
-    let mut reasons: Vec<(&CellResult, BTreeSet<&str>)> = Vec::new();
+    let mut reasons: Vec<(&CellResult, Vec<String>)> = Vec::new();
     for &result in results.iter().filter(|result| result.verdict == Verdict::Xfail) {
+        let pairing = result.cell.pairing();
         match reasons.iter_mut().find(|(known, _)| known.expectation == result.expectation) {
-            Some((_, kernels)) => _ = kernels.insert(&result.cell.kernel),
-            None => reasons.push((result, BTreeSet::from([result.cell.kernel.as_str()]))),
+            Some((_, pairings)) if pairings.contains(&pairing) => {}
+            Some((_, pairings)) => pairings.push(pairing),
+            None => reasons.push((result, vec![pairing])),
         }
     }
     if reasons.is_empty() {
         return;
     }
     let _ = writeln!(out, "  {}", paint(BOLD, "expected failures"));
-    for (result, kernels) in &reasons {
-        let kernels: Vec<&str> = kernels.iter().copied().collect();
+    let width = reasons.iter().map(|(result, _)| Shown::of(result).text().chars().count()).max().unwrap_or(0);
+    for (result, pairings) in &reasons {
         let expectation = &result.expectation;
+        let shown = format!("{:width$}", Shown::of(result).text());
+        let _ = writeln!(out, "  {}   {}", paint(KNOWN, &shown), pairings.join(", "));
         let _ = writeln!(
             out,
-            "  {} {}: {} {}",
-            paint(KNOWN, &Shown::of(result).text()),
-            kernels.join(", "),
+            "  {:width$}   {} {}",
+            "",
             expectation.reason.as_deref().unwrap_or_default(),
             paint(DIM, &format!("[{}]", expectation.reference.as_deref().unwrap_or_default())),
         );
@@ -243,7 +248,8 @@ fn red_cells(out: &mut String, results: &[CellResult], context: &Context<'_>) {
                 let reason = result.expectation.reason.as_deref().unwrap_or_default();
                 let _ = writeln!(out, "      the failure was expected because {reason}; correct the [[expect]]");
             } else if result.outcome.kind != OutcomeKind::HarnessError {
-                let _ = writeln!(out, "      {}", paint(DIM, &format!("spinup repro {}{}", result.cell, context.repeated)));
+                let _ =
+                    writeln!(out, "      {}", paint(DIM, &format!("spinup repro {}{}", result.cell, context.repeated)));
             }
         }
         if red.len() > RED_PER_PAIRING {
@@ -346,7 +352,9 @@ mod tests {
                 ("bhyve-13.1", "fbsd-13.2") => OutcomeKind::Hang,
                 ("bhyve-13.1", "main-7c326ab5") if cell.guest == "linux" => OutcomeKind::Ok,
                 ("bhyve-13.2", "fbsd-13.2") if cell.cpus == 4 && cell.guest == "linux" => OutcomeKind::Exit(4),
-                ("bhyve-13.2", "naive-widen") if cell.to_string().contains("linux/xapic-4") => OutcomeKind::HarnessError,
+                ("bhyve-13.2", "naive-widen") if cell.to_string().contains("linux/xapic-4") => {
+                    OutcomeKind::HarnessError
+                }
                 _ => known(cell),
             };
             (known(cell), observed)

@@ -1,9 +1,9 @@
 //! The result as JSON: one document for each run, for programs.
 
-use crate::outcome::Outcome;
-use crate::matrix::verdict::Verdict;
-use crate::run::{CellResult, Engines};
 use crate::cell::EngineKind;
+use crate::matrix::verdict::Verdict;
+use crate::outcome::Outcome;
+use crate::run::{CellResult, Engines};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;

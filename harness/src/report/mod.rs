@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_exit_status_says_the_worst() {
-        use OutcomeKind::{HarnessError, Hang, NotApplicable, Ok};
+        use OutcomeKind::{Hang, HarnessError, NotApplicable, Ok};
         let cell = "bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft";
         let status = |pairs: &[(OutcomeKind, OutcomeKind)]| {
             let results: Vec<_> = pairs.iter().map(|&(expected, observed)| result(cell, expected, observed)).collect();

@@ -28,10 +28,9 @@ impl Engines {
     pub fn get(&self, kind: EngineKind) -> Result<Arc<dyn Engine>, String> {
         match kind {
             EngineKind::Soft => Ok(self.soft.clone()),
-            EngineKind::Kvm => self
-                .kvm
-                .get_or_init(|| KvmEngine::probe().map(|engine| Arc::new(engine) as Arc<dyn Engine>))
-                .clone(),
+            EngineKind::Kvm => {
+                self.kvm.get_or_init(|| KvmEngine::probe().map(|engine| Arc::new(engine) as Arc<dyn Engine>)).clone()
+            }
         }
     }
 }

@@ -105,10 +105,15 @@ mod tests {
         for jobs in [0, 1, 3, 100] {
             let cells = cells(20);
             let mut results = vec![0; cells.len()];
-            for_each(&cells, jobs, |cell| cell.cpus, |at, cpus| {
-                results[at] += usize::from(cpus);
-                ControlFlow::Continue(())
-            });
+            for_each(
+                &cells,
+                jobs,
+                |cell| cell.cpus,
+                |at, cpus| {
+                    results[at] += usize::from(cpus);
+                    ControlFlow::Continue(())
+                },
+            );
             assert!(results.into_iter().eq(1..=20), "{jobs} jobs");
         }
         for_each(&[], 2, |_| (), |_, ()| panic!("no cell, no result"));
@@ -118,10 +123,15 @@ mod tests {
     fn a_run_ends_early_when_asked_to() {
         let cells = cells(1000);
         let mut handed_over = 0;
-        for_each(&cells, 1, |_| std::thread::sleep(Duration::from_micros(50)), |_, ()| {
-            handed_over += 1;
-            if handed_over == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+        for_each(
+            &cells,
+            1,
+            |_| std::thread::sleep(Duration::from_micros(50)),
+            |_, ()| {
+                handed_over += 1;
+                if handed_over == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+        );
         assert!((3..1000).contains(&handed_over), "{handed_over}");
     }
 

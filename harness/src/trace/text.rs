@@ -1,9 +1,10 @@
-//! A trace as people read it: a line for each event.
+//! A trace as people read it: a line for each event that is significant.
 
-use super::{StoredTrace, describe, lane};
+use super::{StoredTrace, canonical, describe, lane};
 use std::io::{self, Write};
 
-/// Writes a trace, one line for each event: number, time in milliseconds, task, vCPU, what happened and what led to it.
+/// Writes a trace, one line for each significant event: number, time in milliseconds, task, vCPU, what happened and what led
+/// to it. The others, most of them console bytes, are counted.
 ///
 /// # Errors
 /// Of the writer.
@@ -12,7 +13,14 @@ pub fn write(trace: &StoredTrace, mut out: impl Write) -> io::Result<()> {
     let lanes = trace.trace.records.iter().map(|record| lane(record).chars().count());
     let width = lanes.max().unwrap_or(0).max(4);
     writeln!(out, "{:>6} {:>12}  {:width$} {:>4}  event", "#", "ms", "task", "vCPU")?;
-    for record in &trace.trace.records {
+    let significant = canonical::significant(&trace.trace);
+    let mut left_out = 0;
+    for (record, keep) in trace.trace.records.iter().zip(significant) {
+        if !keep {
+            left_out += 1;
+            continue;
+        }
+        fold(&mut out, &mut left_out)?;
         let (ms, ns) = (record.t_ns / 1_000_000, record.t_ns % 1_000_000);
         let vcpu = record.vcpu.map_or(String::new(), |vcpu| vcpu.to_string());
         write!(
@@ -28,10 +36,18 @@ pub fn write(trace: &StoredTrace, mut out: impl Write) -> io::Result<()> {
             _ => writeln!(out)?,
         }
     }
+    fold(&mut out, &mut left_out)?;
     if trace.trace.dropped != 0 {
         writeln!(out, "{} more events were left out: the trace was full", trace.trace.dropped)?;
     }
     Ok(())
+}
+
+fn fold(out: &mut impl Write, left_out: &mut usize) -> io::Result<()> {
+    match std::mem::take(left_out) {
+        0 => Ok(()),
+        count => writeln!(out, "{:>6} {count} accesses to ports and the like", "⋯"),
+    }
 }
 
 #[cfg(test)]
@@ -42,11 +58,14 @@ mod tests {
     use vmm::trace::Event;
 
     #[test]
-    fn a_line_for_each_event() {
+    fn a_line_for_each_significant_event() {
         let mut trace = Builder::new();
         let spawned = trace.emit("bhyve", None, Event::TaskSpawned { name: "vcpu 0".into() });
         trace.emit("bhyve", Some(1), Event::VcpuActivated);
         let first = trace.emit_caused(spawned, "vcpu 0", Some(0), Event::FirstInstruction { cs: 0xf000, ip: 0xfff0 });
+        let inout = Event::Exit { code: 0, name: "INOUT".into(), payload: String::new() };
+        let inout = trace.emit_caused(first, "vcpu 0", Some(0), inout);
+        trace.emit_caused(inout, "vcpu 0", Some(0), Event::TaskEnded);
         trace.emit_caused(first, "vcpu 0", Some(0), Event::TripleFault);
         let mut trace = trace.finish();
         trace.dropped = 3;

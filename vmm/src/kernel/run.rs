@@ -184,8 +184,10 @@ impl Vm {
             let (cs, ip) = (vcpu.engine().reg(Reg::Cs) as u16, vcpu.engine().reg(Reg::Rip));
             let cause = vcpu.start_cause;
             let seq = self.host.emit_caused(cause, Some(id as u16), Event::FirstInstruction { cs, ip });
-            self.host.set_cause(Some(seq));
+            vcpu.guest_cause = Some(seq);
         }
+        // What led to the last exit is over: what the guest does next follows from its having started.
+        self.host.set_cause(vcpu.guest_cause);
         let now = self.host.now();
         let deadline = [vcpu.vlapic.next_deadline(), board.next_deadline()].into_iter().flatten().min();
         let until_deadline = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(now));

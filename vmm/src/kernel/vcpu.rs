@@ -112,6 +112,8 @@ pub(super) struct Vcpu {
     pub(super) fresh: bool,
     /// The event that let the vCPU start: the cause of its first instruction.
     pub(super) start_cause: Option<Seq>,
+    /// The guest's first instruction: the cause of all that the guest does.
+    pub(super) guest_cause: Option<Seq>,
     /// The code of the last exit to userspace.
     pub(super) last_exit: Option<u32>,
     /// How often in a row the thread came back only to hear VM_EXITCODE_DEBUG again.
@@ -173,6 +175,7 @@ impl Vcpu {
             counters: [0; Counter::COUNT],
             fresh: false,
             start_cause: None,
+            guest_cause: None,
             last_exit: None,
             debug_streak: 0,
             pause_streak: 0,
