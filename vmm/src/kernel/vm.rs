@@ -91,8 +91,9 @@ impl Vm {
 
     /// How many instructions the vCPUs have executed, if the engine counts them.
     pub(super) fn instructions(&self) -> Option<u64> {
-        let engines = |vcpu: &Box<Vcpu>| vcpu.engine.as_ref().map(|engine| engine.instructions());
-        self.lock().vcpus.iter().flatten().filter_map(engines).sum()
+        let st = self.lock();
+        let engines = st.vcpus.iter().flatten().filter_map(|vcpu| vcpu.engine.as_ref());
+        engines.map(|engine| engine.instructions()).sum()
     }
 
     /// `vm_init`: the vCPUs that exist from the start.
