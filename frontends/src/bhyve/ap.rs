@@ -13,6 +13,15 @@ pub(super) fn reset(machine: &Machine, vcpu: i32) -> Run<()> {
     process.assert_ok(vm.vcpu_reset(vcpu), PLACE)
 }
 
+/// The whole of `spinup_ap` where every vCPU is active from the start: reset, real mode, resume. It never activates, and does
+/// not look at the result of the last step. \[read]
+pub(super) fn restart(machine: &Machine, vcpu: i32, rip: u64) -> Run<()> {
+    reset(machine, vcpu)?;
+    realmode(machine, vcpu, rip)?;
+    let _ignored = machine.vm.resume_cpu(vcpu);
+    Ok(())
+}
+
 /// `spinup_ap_realmode`: real mode at `rip`, which is the STARTUP vector shifted by 12: CS base is that, RIP 0. The limit and
 /// the access rights of CS stay. \[read]
 pub(super) fn realmode(machine: &Machine, vcpu: i32, rip: u64) -> Run<()> {

@@ -138,8 +138,8 @@ fn vmx_exit_reason(reason: u32) -> &'static str {
 
 /// What `vmexit_ipi` does about INIT and STARTUP, the same in 0bda8d3e and 13.2. \[read]
 ///
-/// It returns -1, which is VMEXIT_ABORT, for any other mode and for an INIT without targets; a STARTUP without targets is
-/// fine.
+/// It returns -1 for any other mode and for an INIT without targets; a STARTUP without targets is fine. And -1 is what
+/// `bhyverun.h` of all versions since 11 defines VMEXIT_ABORT as, so it aborts. \[read]
 pub(super) fn handle_ipi(mode: u32, vector: u8, targets: CpuSet) -> Action {
     const INIT: u32 = 0x500;
     const STARTUP: u32 = 0x600;

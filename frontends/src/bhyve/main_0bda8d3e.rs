@@ -1,5 +1,12 @@
-//! F3, `bhyve-0bda8d3e`: eager, with IPI_EXIT. Every vCPU is active and has its thread from the start, APs suspended; INIT and
-//! STARTUP come as VM_EXITCODE_IPI, and SPINUP_AP is still understood (main after D35621 and D35623). \[read]
+//! F3, `bhyve-0bda8d3e`: eager, with IPI_EXIT (main after D35621 and D35623, up to the fork of 13.2's bhyve). \[read]
+//!
+//! Steps 1 to 5 are those of [`super::v13_1`]. Then:
+//!
+//! * For each vCPU, the BSP first: read RIP; HLT exit, APIC mode, INVPCID; assert UNRESTRICTED_GUEST; **assert IPI_EXIT**; activate
+//!   (exit 71); suspend it if it is an AP (result ignored); its thread, which first writes RIP.
+//! * VM_EXITCODE_IPI: INIT suspends each target; STARTUP resets each target, sets it to real mode and resumes it.
+//! * SPINUP_AP is still understood, and does the same as a STARTUP: it resumes, and never activates.
+//! * DEBUG, which a suspended AP's thread gets at once and again: nothing, so that thread spins. \[commit]
 
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
@@ -25,7 +32,6 @@ impl Personality for Bhyve0bda8d3e {
 
     fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Infallible> {
         let cpus = setup::calc_topology(&process, launch)?;
-        // Steps 1 to 5 as F1.
         let vm = setup::do_open(&process, system, launch, cpus, &V13_2)?;
         setup::check_vcpus_allowed(&process, &vm, cpus)?;
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
@@ -43,23 +49,18 @@ impl Personality for Bhyve0bda8d3e {
         match exit.reason {
             Reason::Ipi { mode, vector, targets } => exits::handle_ipi(mode, vector, targets),
             Reason::SpinupAp { vcpu, rip } => Action::SpinupAp { vcpu, rip },
-            // A suspended AP's thread comes back at once: 100 % of a CPU until the AP starts. \[commit]
             Reason::Debug => Action::Continue,
             _ => exits::handle(vcpu, exit),
         }
     }
 
-    /// Whoever sent the STARTUP, and whichever exit said so: reset, real mode, resume. Never activates. \[read]
+    /// Whoever sent the STARTUP, and whichever exit said so.
     fn spinup_ap(&self, machine: &Arc<Machine>, _sender: i32, vcpu: i32, rip: u64) -> Run<()> {
-        ap::reset(machine, vcpu)?;
-        ap::realmode(machine, vcpu, rip)?;
-        // The result is not looked at.
-        let _ignored = machine.vm.resume_cpu(vcpu);
-        Ok(())
+        ap::restart(machine, vcpu, rip)
     }
 }
 
-/// `spinup_vcpu`: IPI_EXIT is asserted for the BSP too, and so is UNRESTRICTED_GUEST. \[read]
+/// `spinup_vcpu`, the same for the BSP as for an AP but for the suspension.
 fn spinup_vcpu(machine: &Arc<Machine>, vcpu: i32, suspend: bool) -> Run<()> {
     const PLACE: Place = Place { function: "spinup_vcpu", file: "bhyverun.c" };
     let Machine { process, vm, .. } = &**machine;

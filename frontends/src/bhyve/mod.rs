@@ -1,8 +1,8 @@
 //! bhyve(8): one module per version, and what the versions share.
 //!
-//! A [`Personality`] is a version. Its `main` is bhyve's `main` as a list of steps, to be read beside section 3 of the
-//! history; the steps themselves are in [`setup`], the vCPU's thread in [`vm_loop`], the handlers that never changed in
-//! [`exits`]. Each says how well its facts are known: \[read] in that version's source, \[commit] from a commit message,
+//! A [`Personality`] is a version. Its module begins with what that version does, step by step, and its `main` is bhyve's
+//! `main` as a list of those steps. The steps themselves are in [`setup`], the vCPU's thread is in [`vm_loop`], the handlers that
+//! never changed are in [`exits`]. Each says how well its facts are known: \[read] in that version's source, \[commit] from a commit message,
 //! \[inferred] from other code.
 
 mod ap;

@@ -19,7 +19,8 @@ const BOOTROM_SIZE: u64 = 16 << 20;
 /// `PROT_READ | PROT_EXEC`.
 const PROT_READ_EXEC: i32 = 5;
 
-/// What the guest's RTC says when the machine starts: 2023-04-11 00:00:00 UTC, always, so that runs are alike.
+/// What the guest's RTC says when the machine starts, always, so that runs are alike: the day of 13.2-RELEASE, 2023-04-11
+/// 00:00 UTC, in seconds since 1970.
 const RTC_EPOCH: i64 = 1_681_171_200;
 
 /// A command line after `calc_topology`.

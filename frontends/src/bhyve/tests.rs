@@ -316,6 +316,21 @@ fn topologies() {
 }
 
 #[test]
+fn memory_that_does_not_fit_goes_above_4_gib() {
+    let launch = Launch { memory_bytes: (3 << 30) + (32 << 20), ..launch(1) };
+    let cell = launched("bhyve-13.1", Rules::default(), launch, vec![]);
+    let expected = [
+        "VM_MMAP_MEMSEG 0x100000000 = segment 0 + 0x100000000, 0x2000000 bytes, prot 7",
+        "mmap 0x100000000 0x2000000",
+        "VM_MMAP_MEMSEG 0x0 = segment 0 + 0x0, 0xc0000000 bytes, prot 7",
+        "mmap 0x0 0xc0000000",
+    ];
+    let calls = cell.kernel.calls();
+    let maps: Vec<_> = calls.iter().filter(|call| call.contains("segment 0") || call.starts_with("mmap")).collect();
+    assert_eq!(maps, expected.iter().collect::<Vec<_>>());
+}
+
+#[test]
 fn boot_roms_have_whole_pages() {
     for (len, message) in
         [(100, "Invalid bootrom size 100"), (5000, "Bootrom size 5000 is not a multiple of the page size")]
@@ -469,6 +484,11 @@ fn what_cannot_be_emulated_aborts() {
     inst_emul.vie[15] = 2;
     let add = cell_of(VmExit { rip: 0x1000, ..VmExit::new(exitcode::INST_EMUL, &inst_emul) });
     assert_eq!(add.end, End::Abort("Failed to emulate instruction sequence [ 0107 ] at 0x1000".to_owned()));
+    inst_emul.vie[0] = 0x89; // mov [rdi], eax
+    inst_emul.gpa = 5 << 30;
+    let high = cell_of(VmExit { rip: 0x1000, ..VmExit::new(exitcode::INST_EMUL, &inst_emul) });
+    let message = "Failed to emulate instruction sequence [ 8907 ] at 0x1000";
+    assert_eq!(high.console.stderr(), ["Unhandled memory access to 0x140000000", message]);
 }
 
 #[test]

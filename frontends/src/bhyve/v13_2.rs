@@ -1,5 +1,12 @@
-//! F4, `bhyve-13.2`: as 0bda8d3e, but IPI_EXIT is asserted before memory is set up, and SPINUP_AP is no longer understood
-//! (stable/13 since January 2023). \[read: a snapshot of stable/13; the sleep from 3b6598f8742c]
+//! F4, `bhyve-13.2`: eager, with IPI_EXIT (stable/13 from January 2023 on). \[read: a snapshot of stable/13]
+//!
+//! As [`super::main_0bda8d3e`], except:
+//!
+//! * IPI_EXIT is part of `fbsdrun_set_capabilities`. So for the BSP it is asserted in step 4, **before memory is set up**.
+//! * The BSP's capabilities are not set again when its thread is made, and only APs get UNRESTRICTED_GUEST there.
+//! * The thread does not write RIP.
+//! * DEBUG sleeps for 1 ms (3b6598f8742c, D39174). \[commit]
+//! * SPINUP_AP is unexpected: exit 4.
 
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
@@ -11,7 +18,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use vmm::abi::cap;
 
-/// How long the thread of a suspended AP sleeps before it looks again: 1 ms (D39174). \[commit]
+/// How long the thread of a suspended AP sleeps before it looks again.
 const DEBUG_SLEEP_NS: u64 = 1_000_000;
 
 pub(super) struct Bhyve13_2;
@@ -48,16 +55,12 @@ impl Personality for Bhyve13_2 {
         }
     }
 
-    /// Reset, real mode, resume, as 0bda8d3e. \[read]
     fn spinup_ap(&self, machine: &Arc<Machine>, _sender: i32, vcpu: i32, rip: u64) -> Run<()> {
-        ap::reset(machine, vcpu)?;
-        ap::realmode(machine, vcpu, rip)?;
-        let _ignored = machine.vm.resume_cpu(vcpu);
-        Ok(())
+        ap::restart(machine, vcpu, rip)
     }
 }
 
-/// `fbsdrun_set_capabilities` with IPI_EXIT in it. \[read]
+/// `fbsdrun_set_capabilities`, with IPI_EXIT in it.
 fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
     const PLACE: Place = Place { function: "fbsdrun_set_capabilities", file: "bhyverun.c" };
     setup::set_capabilities(process, vm, apic, vcpu)?;
@@ -65,7 +68,7 @@ fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Ru
     process.assert(result.is_ok(), "err == 0", PLACE)
 }
 
-/// `spinup_vcpu`: the BSP has its capabilities already. \[read]
+/// `spinup_vcpu`.
 fn spinup_vcpu(machine: &Arc<Machine>, vcpu: i32, suspend: bool) -> Run<()> {
     const PLACE: Place = Place { function: "spinup_vcpu", file: "bhyverun.c" };
     let Machine { process, vm, .. } = &**machine;

@@ -6,7 +6,7 @@ use super::machine::{BSP, Machine};
 use super::process::{Place, Run, status};
 use super::xmsr;
 use crate::libvmmapi::Exit;
-use crate::pc::{Effect, Inout};
+use crate::pc::{Effect, Inout, pm};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use vmm::abi::{Errno, ExitInstEmul, exitcode, suspend};
@@ -70,9 +70,12 @@ fn perform(machine: &Arc<Machine>, vcpu: i32, exit: &Exit, action: Action) -> Ru
 /// VMEXIT_ABORT: prints and calls `abort()`.
 fn abort(machine: &Machine, exit: &Exit, lines: &[String]) -> End {
     lines.iter().for_each(|line| machine.process.eprintln(line));
-    let said: Vec<String> = lines.iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    let handler = exitcode::name(exit.code);
-    End::Abort(if said.is_empty() { format!("The handler of {handler} failed") } else { said.join("; ") })
+    let mut words = lines.iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let Some(first) = words.next() else {
+        return End::Abort(format!("The handler of {} failed", exitcode::name(exit.code)));
+    };
+    let rest: Vec<String> = words.collect();
+    End::Abort(if rest.is_empty() { first } else { format!("{first}: {}", rest.join(", ")) })
 }
 
 /// The end of the process after the VM was suspended as a whole (`vmexit_suspend`).
@@ -90,6 +93,7 @@ fn suspended(machine: &Machine, how: i32) -> End {
 fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, eax: u32) -> Run<()> {
     const PLACE: Place = Place { function: "emulate_inout", file: "inout.c" };
     let Machine { process, vm, pc, .. } = machine;
+    process.assert(matches!(access.bytes, 1 | 2 | 4), "bytes == 1 || bytes == 2 || bytes == 4", PLACE)?;
     let Some(reaction) = pc.inout(access) else {
         let direction = if access.data.is_some() { "out" } else { "in" };
         let width = match access.bytes {
@@ -107,7 +111,7 @@ fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, eax: u32) -> 
         Some(Effect::Suspend(how)) => match vm.suspend(how) {
             Ok(()) | Err(Errno::EALREADY) => {}
             Err(_) => {
-                let place = Place { function: "pm1_control_handler", file: "pm.c" };
+                let place = suspending_handler(access.port);
                 return Err(process.assertion_failed("error == 0 || errno == EALREADY", place));
             }
         },
@@ -121,6 +125,15 @@ fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, eax: u32) -> 
         process.assert_ok(vm.set_register(vcpu, Reg::Rax, eax.into()), PLACE)?;
     }
     Ok(())
+}
+
+/// The handler behind a port that suspends the VM.
+fn suspending_handler(port: u16) -> Place {
+    match port {
+        pm::PM1_CONTROL => Place { function: "pm1_control_handler", file: "pm.c" },
+        pm::RESET => Place { function: "reset_handler", file: "pm.c" },
+        _ => Place { function: "atkbdc_sts_ctl_handler", file: "atkbdc.c" },
+    }
 }
 
 /// `vmexit_rdmsr` with `x86.strictmsr`.

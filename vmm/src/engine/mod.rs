@@ -7,7 +7,8 @@
 //! * An exit that asks for something ([`Exit::IoIn`], [`Exit::MmioRead`], [`Exit::RdMsr`]…) is answered with
 //!   [`EngineVcpu::complete`] before the next [`EngineVcpu::run`]; so is a write. Until that next `run` has finished the
 //!   instruction, [`EngineVcpu::interruptible`] is false.
-//! * Setting a register abandons whatever instruction was in flight.
+//! * Setting a register abandons whatever instruction was in flight. Setting RIP also drops the events that were injected and
+//!   not delivered yet: they belonged to where the vCPU was, and a vCPU that is reset must not start with them.
 
 #[cfg(test)]
 mod conformance;
@@ -205,7 +206,7 @@ pub enum Exit {
     RdMsr { index: u32 },
     /// WRMSR of a register that the engine does not keep (`Completion::Done` or `GeneralProtection`).
     WrMsr { index: u32, value: u64 },
-    /// CR8 was written; the task priority is now `tpr` (bits 7:4 of the TPR).
+    /// CR8 was written; the TPR is now `tpr`, whose bits 7:4 are CR8 (SDM 3A 11.8.6.1).
     TprWrite { tpr: u8 },
     /// HLT was executed; the next run goes on behind it.
     Hlt,
@@ -303,7 +304,7 @@ pub trait EngineVcpu: Send {
     /// Replaces the CPUID table.
     fn set_cpuid(&mut self, table: &[CpuidEntry]);
 
-    /// Sets CR8 from the local APIC's task priority (bits 7:4 of the TPR).
+    /// Sets CR8 from bits 7:4 of the local APIC's TPR.
     fn set_cr8(&mut self, tpr: u8);
 
     /// Runs the guest for at most `budget_ns` nanoseconds of the engine's time, at least one instruction.

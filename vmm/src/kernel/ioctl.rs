@@ -93,8 +93,12 @@ impl Vm {
             VM_SET_REGISTER => {
                 let VmRegister { cpuid, regnum, regval } = load(arg);
                 let reg = Reg::from_number(regnum);
-                let target = self.idle_vcpu(st, named(cpuid))?;
+                let id = self.idle_vcpu(st, named(cpuid))?.id;
+                let suspended = st.debug.contains(id);
+                let target = st.vcpu(id);
                 target.set_register(reg.ok_or(Errno::EINVAL)?, regval);
+                // Userspace that emulates an instruction sets RIP too; one that starts an AP does so while it is suspended.
+                target.fresh |= suspended && regnum == Reg::Rip as i32;
             }
             VM_GET_REGISTER => {
                 let mut register: VmRegister = load(arg);
@@ -404,7 +408,7 @@ fn get_cpus(st: &State<'_>, arg: &mut [u8]) -> Result<(), Errno> {
     };
     let size = usize::try_from(request.cpusetsize).map_err(|_| Errno::ERANGE)?;
     let highest = set.iter().last().map_or(0, |cpu| cpu + 1);
-    if size < 1 || size > CPU_SETSIZE / 8 || highest > size * 8 {
+    if !(1..=CPU_SETSIZE / 8).contains(&size) || highest > size * 8 {
         return Err(Errno::ERANGE);
     }
     user_bytes(arg, request.cpus, size)?.copy_from_slice(&set.words().as_bytes()[..size]);

@@ -62,7 +62,7 @@ impl Memory {
     /// VM_ALLOC_MEMSEG. A segment that is there already with the same size is EEXIST, with another EINVAL.
     pub(super) fn alloc(&mut self, segid: i32, len: u64, name: String) -> Result<(), Errno> {
         let slot = Memory::slot(segid)?;
-        if len == 0 || len % PAGE_SIZE != 0 {
+        if len == 0 || !len.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
         }
         if let Some(present) = &self.segments[slot] {
@@ -96,7 +96,7 @@ impl Memory {
         let first = u64::try_from(map.segoff).map_err(|_| Errno::EINVAL)?;
         let last = first.checked_add(map.len).ok_or(Errno::EINVAL)?;
         let end = map.gpa.checked_add(map.len).ok_or(Errno::EINVAL)?;
-        let aligned = (map.gpa | first | last) % PAGE_SIZE == 0;
+        let aligned = (map.gpa | first | last).is_multiple_of(PAGE_SIZE);
         if first >= last || last > segment.memory.len() as u64 || !aligned {
             return Err(Errno::EINVAL.into());
         }

@@ -140,7 +140,7 @@ impl Vm {
                     }
                     self.relax(st, id);
                 }
-                Exit::TprWrite { tpr } => st.vcpu(id).vlapic.set_cr8(tpr),
+                Exit::TprWrite { tpr } => st.vcpu(id).vlapic.set_cr8(tpr >> 4),
                 Exit::RdMsr { index } => match self.read_msr(st, id, index) {
                     Some(completion) => st.vcpu(id).engine().complete(completion),
                     None => return Left::Userspace(self.msr_exit(st, id, exitcode::RDMSR, &exit, index, 0)),
@@ -192,7 +192,7 @@ impl Vm {
         let deadline = [vcpu.vlapic.next_deadline(), board.next_deadline()].into_iter().flatten().min();
         let until_deadline = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(now));
         let budget = self.host.slice().min(until_deadline).max(1);
-        let tpr = vcpu.vlapic.cr8();
+        let tpr = vcpu.vlapic.cr8() << 4;
         let mut engine = vcpu.engine.take().expect("made by ensure_engine, and nobody else runs it");
         engine.set_cr8(tpr);
         engine.set_time(now);

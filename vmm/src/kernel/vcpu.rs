@@ -108,7 +108,7 @@ pub(super) struct Vcpu {
     pub(super) in_flight: Option<InFlight>,
     pub(super) counters: [u64; Counter::COUNT],
 
-    /// Nothing has run since the vCPU was activated or its RIP or CS was set.
+    /// Nothing has run since the vCPU was activated, or since its RIP was set while it was suspended.
     pub(super) fresh: bool,
     /// The event that let the vCPU start: the cause of its first instruction.
     pub(super) start_cause: Option<Seq>,
@@ -230,18 +230,12 @@ impl Vcpu {
                 self.engine().set_reg(reg, value);
             }
         }
-        if matches!(reg, Reg::Rip | Reg::Cs) {
-            self.fresh = true;
-        }
     }
 
     /// VM_SET_SEGMENT_DESCRIPTOR.
     pub(super) fn set_descriptor(&mut self, reg: Reg, desc: SegDesc) {
         self.finish_in_flight();
         self.engine().set_desc(reg, desc);
-        if reg == Reg::Cs {
-            self.fresh = true;
-        }
     }
 
     /// VM_SET_INTINFO: an event that VM_GET_INTINFO told, to be delivered again. EINVAL for what is no event. \[inferred]

@@ -92,8 +92,7 @@ impl Vm {
     /// How many instructions the vCPUs have executed, if the engine counts them.
     pub(super) fn instructions(&self) -> Option<u64> {
         let st = self.lock();
-        let engines = st.vcpus.iter().flatten().filter_map(|vcpu| vcpu.engine.as_ref());
-        engines.map(|engine| engine.instructions()).sum()
+        st.vcpus.iter().flatten().filter_map(|vcpu| Some(vcpu.engine.as_ref()?.instructions())).sum()
     }
 
     /// `vm_init`: the vCPUs that exist from the start.

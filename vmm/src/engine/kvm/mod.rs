@@ -4,8 +4,7 @@
 //!
 //! * Accesses to the local APIC leave the guest: at its page as MMIO, and its MSRs because KVM either knows no local APIC
 //!   to which they belong (`KVM_MSR_EXIT_REASON_INVAL`) or is told to filter them.
-//! * Interrupts go in with `KVM_INTERRUPT`, when the interrupt window is open; the task priority travels through
-//!   `kvm_run.cr8`.
+//! * Interrupts go in only when the interrupt window is open; the task priority travels through `kvm_run.cr8`.
 //! * `KVM_SET_MP_STATE` takes RUNNABLE alone: waiting for a STARTUP is a state of our own, in which `KVM_RUN` is not called.
 //!
 //! An exit for an access leaves an instruction half done; the next `KVM_RUN` finishes it. Until the access is answered,
@@ -13,7 +12,6 @@
 //! software processor is still before it.
 
 mod cpuid;
-mod ioctl;
 mod kick;
 mod registers;
 mod run_page;
@@ -24,7 +22,7 @@ mod vm;
 
 use super::{Engine, EngineError, EngineVm, Exit, Reg};
 use crate::memory::{PAGE_SIZE, Protection, Segment};
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_CAP_SYNC_REGS, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 use std::path::Path;
 use std::sync::Arc;
@@ -40,11 +38,11 @@ const PVM: &str = "kvm_pvm";
 pub struct KvmEngine {
     kvm: Kvm,
     backend: &'static str,
-    host: Arc<Host>,
+    abilities: Arc<Abilities>,
 }
 
 /// What the host can do.
-struct Host {
+struct Abilities {
     /// The CPUID table that it supports.
     cpuid: CpuId,
     /// Whether guests can have paging outside long mode. `kvm_pvm` answers with a shutdown when one turns it on.
@@ -73,16 +71,16 @@ impl KvmEngine {
                 return Err(format!("KVM lacks the capability {cap:?}"));
             }
         }
-        if kvm.check_extension_raw(kvm_bindings::KVM_CAP_SREGS2.into()) <= 0 {
-            return Err("KVM lacks the capability Sregs2 (Linux 5.14)".into());
+        if kvm.check_extension_raw(KVM_CAP_SYNC_REGS.into()) & run_page::SYNCED as i32 != run_page::SYNCED as i32 {
+            return Err("KVM does not share the registers of vCPUs".into());
         }
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|error| format!("KVM does not tell its CPUID table: {}", io::Error::from(error)))?;
         let loaded = MODULES.into_iter().find(|module| Path::new("/sys/module").join(module).exists());
         let backend = loaded.unwrap_or("kvm");
-        let host = Host { cpuid, legacy_paging: backend != PVM };
-        Ok(KvmEngine { kvm, backend, host: Arc::new(host) })
+        let abilities = Abilities { cpuid, legacy_paging: backend != PVM };
+        Ok(KvmEngine { kvm, backend, abilities: Arc::new(abilities) })
     }
 
     fn try_three_instructions(&self) -> Result<(), String> {
@@ -122,7 +120,7 @@ impl Engine for KvmEngine {
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
-        Ok(Arc::new(vm::Vm::new(&self.kvm, Arc::clone(&self.host))?))
+        Ok(Arc::new(vm::Vm::new(&self.kvm, Arc::clone(&self.abilities))?))
     }
 }
 

@@ -1,202 +1,139 @@
-//! The registers of a vCPU, read from KVM when they are first asked for and written back before the next run, so that a
-//! reset of forty registers takes a few calls.
+//! The registers of a vCPU.
+//!
+//! KVM leaves most of them in `kvm_run` whenever `KVM_RUN` returns, and takes them from there when it is called
+//! (`KVM_CAP_SYNC_REGS`), so that reading and writing them is nothing but memory accesses. A call of its own for each would
+//! cost as much as an exit of the guest.
 
-use super::ioctl;
-use crate::engine::{Reg, SegDesc};
+use super::run_page::{RunPage, Synced};
+use crate::engine::{Inject, Reg, SegDesc};
 use kvm_bindings::{
-    KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_dtable,
-    kvm_regs, kvm_segment, kvm_sregs2, kvm_vcpu_events,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_dtable,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 use std::io;
 
-/// What KVM gives and takes in one call.
-pub(super) trait Block: Sized {
-    fn read(vcpu: &VcpuFd) -> io::Result<Self>;
-    fn write(&self, vcpu: &VcpuFd) -> io::Result<()>;
-}
+/// RFLAGS.IF.
+const IF: u64 = 1 << 9;
 
-impl Block for kvm_regs {
-    fn read(vcpu: &VcpuFd) -> io::Result<kvm_regs> {
-        Ok(vcpu.get_regs()?)
-    }
-
-    fn write(&self, vcpu: &VcpuFd) -> io::Result<()> {
-        Ok(vcpu.set_regs(self)?)
-    }
-}
-
-impl Block for kvm_sregs2 {
-    fn read(vcpu: &VcpuFd) -> io::Result<kvm_sregs2> {
-        ioctl::get_sregs2(vcpu)
-    }
-
-    fn write(&self, vcpu: &VcpuFd) -> io::Result<()> {
-        ioctl::set_sregs2(vcpu, self)
-    }
-}
-
-impl Block for kvm_debugregs {
-    fn read(vcpu: &VcpuFd) -> io::Result<kvm_debugregs> {
-        Ok(vcpu.get_debug_regs()?)
-    }
-
-    fn write(&self, vcpu: &VcpuFd) -> io::Result<()> {
-        Ok(vcpu.set_debug_regs(self)?)
-    }
-}
-
-impl Block for kvm_vcpu_events {
-    fn read(vcpu: &VcpuFd) -> io::Result<kvm_vcpu_events> {
-        Ok(vcpu.get_vcpu_events()?)
-    }
-
-    fn write(&self, vcpu: &VcpuFd) -> io::Result<()> {
-        Ok(vcpu.set_vcpu_events(self)?)
-    }
-}
-
-/// A block as KVM has it, or as it shall be.
-pub(super) struct Cached<T> {
-    block: Option<T>,
+/// A part of the registers as KVM left it, or as KVM shall take it.
+struct Cached<T> {
+    value: Option<T>,
     dirty: bool,
 }
 
 impl<T> Default for Cached<T> {
     fn default() -> Cached<T> {
-        Cached { block: None, dirty: false }
+        Cached { value: None, dirty: false }
     }
 }
 
-impl<T: Block> Cached<T> {
-    pub(super) fn get(&mut self, vcpu: &VcpuFd) -> io::Result<&T> {
-        Ok(self.load(vcpu)?)
+impl<T: Synced> Cached<T> {
+    fn get(&mut self, page: &RunPage) -> &mut T {
+        self.value.get_or_insert_with(|| page.synced())
     }
 
-    /// For changing it: it will be written back.
-    pub(super) fn get_mut(&mut self, vcpu: &VcpuFd) -> io::Result<&mut T> {
+    /// For changing it: KVM will take it.
+    fn get_mut(&mut self, page: &RunPage) -> &mut T {
         self.dirty = true;
-        self.load(vcpu)
+        self.get(page)
     }
 
-    /// Writes it back now, when it was changed.
-    pub(super) fn write_back(&mut self, vcpu: &VcpuFd) -> io::Result<()> {
-        if let (true, Some(block)) = (self.dirty, &self.block) {
-            block.write(vcpu)?;
-        }
-        self.dirty = false;
-        Ok(())
-    }
-
-    /// Forgets it, for KVM has changed its own.
-    pub(super) fn forget(&mut self) {
-        *self = Cached::default();
-    }
-
-    /// A change that is not written back would be lost.
-    pub(super) fn is_dirty(&self) -> bool {
-        self.dirty
-    }
-
-    fn load(&mut self, vcpu: &VcpuFd) -> io::Result<&mut T> {
-        match &mut self.block {
-            Some(block) => Ok(block),
-            none => Ok(none.insert(T::read(vcpu)?)),
+    /// Puts it where KVM takes it from, and says which part that is.
+    fn write_back(&mut self, page: &RunPage) -> u64 {
+        match (self.dirty, self.value) {
+            (true, Some(value)) => {
+                page.set_synced(value);
+                T::BIT
+            }
+            _ => 0,
         }
     }
 }
 
-/// All registers of a vCPU.
+/// All registers of a vCPU, between two calls of `KVM_RUN`.
 #[derive(Default)]
 pub(super) struct Registers {
-    pub(super) general: Cached<kvm_regs>,
-    pub(super) system: Cached<kvm_sregs2>,
-    pub(super) debug: Cached<kvm_debugregs>,
-    pub(super) events: Cached<kvm_vcpu_events>,
-    /// PDPTEs as they were set last. KVM has some only while PAE paging is on.
+    general: Cached<kvm_regs>,
+    system: Cached<kvm_sregs>,
+    events: Cached<kvm_vcpu_events>,
+    /// These alone take calls of their own.
+    debug: Cached<kvm_debugregs>,
+    /// As they were set last, and nothing more: KVM takes PDPTEs from the memory at CR3, as MOV to CR3 does, and AMD
+    /// processors always (SDM 3A 4.4.1, APM 2 15.25.10).
     pdptes: [u64; 4],
-    /// Whether they were set since PAE paging last took them.
-    pdptes_set: bool,
-    /// KVM has no such register, and takes the length of an instruction from none.
+    /// As it was set last: KVM has no such register.
     entry_instruction_length: u64,
 }
 
+/// What an instruction may have changed.
+pub(super) struct Saved {
+    general: kvm_regs,
+    system: kvm_sregs,
+    events: kvm_vcpu_events,
+}
+
 impl Registers {
-    pub(super) fn get(&mut self, vcpu: &VcpuFd, reg: Reg) -> io::Result<u64> {
+    pub(super) fn get(&mut self, page: &RunPage, vcpu: &VcpuFd, reg: Reg) -> io::Result<u64> {
         Ok(match reg {
-            Reg::Idtr => self.system.get(vcpu)?.idt.base,
-            Reg::Gdtr => self.system.get(vcpu)?.gdt.base,
-            Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => {
-                let system = self.system.get(vcpu)?;
-                let valid = system.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0 && !self.pdptes_set;
-                let pdptes = if valid { &system.pdptrs } else { &self.pdptes };
-                pdptes[reg as usize - Reg::Pdpte0 as usize]
-            }
-            Reg::IntrShadow => (self.events.get(vcpu)?.interrupt.shadow != 0).into(),
-            Reg::EntryInstLength => self.entry_instruction_length,
-            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 | Reg::Dr6 | Reg::Dr7 => {
-                let mut block = *self.debug.get(vcpu)?;
-                *debug_register(&mut block, reg)
-            }
-            Reg::Cr0 | Reg::Cr2 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => {
-                let mut block = *self.system.get(vcpu)?;
-                *control_register(&mut block, reg)
-            }
+            Reg::Idtr => self.system.get(page).idt.base,
+            Reg::Gdtr => self.system.get(page).gdt.base,
+            Reg::Cr0 | Reg::Cr2 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => *control_register(self.system.get(page), reg),
             Reg::Es | Reg::Cs | Reg::Ss | Reg::Ds | Reg::Fs | Reg::Gs | Reg::Ldtr | Reg::Tr => {
-                let mut block = *self.system.get(vcpu)?;
-                segment(&mut block, reg).selector.into()
+                segment(self.system.get(page), reg).selector.into()
             }
-            _ => {
-                let mut block = *self.general.get(vcpu)?;
-                *general_register(&mut block, reg)
-            }
+            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 | Reg::Dr6 | Reg::Dr7 => *debug_register(self.debug(vcpu)?, reg),
+            Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => self.pdptes[reg as usize - Reg::Pdpte0 as usize],
+            Reg::IntrShadow => (self.events.get(page).interrupt.shadow != 0).into(),
+            Reg::EntryInstLength => self.entry_instruction_length,
+            _ => *general_register(self.general.get(page), reg),
         })
     }
 
-    pub(super) fn set(&mut self, vcpu: &VcpuFd, reg: Reg, value: u64) -> io::Result<()> {
+    pub(super) fn set(&mut self, page: &RunPage, vcpu: &VcpuFd, reg: Reg, value: u64) -> io::Result<()> {
         match reg {
-            Reg::Idtr => self.system.get_mut(vcpu)?.idt.base = value,
-            Reg::Gdtr => self.system.get_mut(vcpu)?.gdt.base = value,
+            Reg::Idtr => self.system.get_mut(page).idt.base = value,
+            Reg::Gdtr => self.system.get_mut(page).gdt.base = value,
+            Reg::Cr0 | Reg::Cr2 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => {
+                *control_register(self.system.get_mut(page), reg) = value;
+            }
+            Reg::Es | Reg::Cs | Reg::Ss | Reg::Ds | Reg::Fs | Reg::Gs | Reg::Ldtr | Reg::Tr => {
+                segment(self.system.get_mut(page), reg).selector = value as u16;
+            }
+            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 | Reg::Dr6 | Reg::Dr7 => {
+                *debug_register(self.debug(vcpu)?, reg) = value;
+                self.debug.dirty = true;
+            }
             Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => {
-                let system = self.system.get_mut(vcpu)?;
-                if !self.pdptes_set && system.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0 {
-                    self.pdptes = system.pdptrs;
-                }
                 self.pdptes[reg as usize - Reg::Pdpte0 as usize] = value;
-                self.pdptes_set = true;
             }
             Reg::IntrShadow => {
-                let events = self.events.get_mut(vcpu)?;
+                let events = self.events.get_mut(page);
                 events.interrupt.shadow = if value & 1 != 0 { KVM_X86_SHADOW_INT_STI as u8 } else { 0 };
                 events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
             }
             Reg::EntryInstLength => self.entry_instruction_length = value,
-            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 | Reg::Dr6 | Reg::Dr7 => {
-                *debug_register(self.debug.get_mut(vcpu)?, reg) = value;
+            Reg::Rip => {
+                self.drop_events(page);
+                self.general.get_mut(page).rip = value;
             }
-            Reg::Cr0 | Reg::Cr2 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => {
-                *control_register(self.system.get_mut(vcpu)?, reg) = value;
-            }
-            Reg::Es | Reg::Cs | Reg::Ss | Reg::Ds | Reg::Fs | Reg::Gs | Reg::Ldtr | Reg::Tr => {
-                segment(self.system.get_mut(vcpu)?, reg).selector = value as u16;
-            }
-            _ => *general_register(self.general.get_mut(vcpu)?, reg) = value,
+            _ => *general_register(self.general.get_mut(page), reg) = value,
         }
         Ok(())
     }
 
-    pub(super) fn desc(&mut self, vcpu: &VcpuFd, reg: Reg) -> io::Result<SegDesc> {
-        let mut system = *self.system.get(vcpu)?;
+    pub(super) fn desc(&mut self, page: &RunPage, reg: Reg) -> SegDesc {
+        let system = self.system.get(page);
         let table = |table: kvm_dtable| SegDesc { base: table.base, limit: table.limit.into(), access: 0 };
-        Ok(match reg {
+        match reg {
             Reg::Gdtr => table(system.gdt),
             Reg::Idtr => table(system.idt),
-            _ => desc_of_segment(segment(&mut system, reg)),
-        })
+            _ => desc_of_segment(segment(system, reg)),
+        }
     }
 
-    pub(super) fn set_desc(&mut self, vcpu: &VcpuFd, reg: Reg, desc: SegDesc) -> io::Result<()> {
-        let system = self.system.get_mut(vcpu)?;
+    pub(super) fn set_desc(&mut self, page: &RunPage, reg: Reg, desc: SegDesc) {
+        let system = self.system.get_mut(page);
         let table = kvm_dtable { base: desc.base, limit: desc.limit as u16, padding: [0; 3] };
         match reg {
             Reg::Gdtr => system.gdt = table,
@@ -206,43 +143,91 @@ impl Registers {
                 *segment = segment_of_desc(segment.selector, desc);
             }
         }
+    }
+
+    /// Has an event delivered by the next run. What `KVM_INTERRUPT` and `KVM_NMI` would do takes no call this way.
+    pub(super) fn inject(&mut self, page: &RunPage, event: Inject) {
+        let events = self.events.get_mut(page);
+        match event {
+            Inject::Interrupt(vector) => {
+                events.interrupt.injected = 1;
+                events.interrupt.nr = vector;
+                events.interrupt.soft = 0;
+            }
+            Inject::Nmi => {
+                events.nmi.pending = 1;
+                events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+            }
+            Inject::Exception { vector, error_code } => {
+                events.exception.injected = 1;
+                events.exception.nr = vector;
+                events.exception.has_error_code = error_code.is_some().into();
+                events.exception.error_code = error_code.unwrap_or(0);
+            }
+        }
+    }
+
+    /// Drops the events that are on their way in.
+    fn drop_events(&mut self, page: &RunPage) {
+        let kvm_vcpu_events { exception, interrupt, nmi, .. } = *self.events.get(page);
+        if exception.injected | exception.pending | interrupt.injected | nmi.injected | nmi.pending == 0 {
+            return;
+        }
+        let events = self.events.get_mut(page);
+        (events.exception.injected, events.exception.pending) = (0, 0);
+        events.interrupt.injected = 0;
+        (events.nmi.injected, events.nmi.pending) = (0, 0);
+        events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+    }
+
+    /// Whether an interrupt can be injected: enabled, not in a shadow, and no event on its way in.
+    pub(super) fn interruptible(&mut self, page: &RunPage) -> bool {
+        let kvm_vcpu_events { exception, interrupt, .. } = *self.events.get(page);
+        let event = exception.injected | exception.pending | interrupt.injected | interrupt.shadow;
+        event == 0 && self.general.get(page).rflags & IF != 0
+    }
+
+    pub(super) fn save(&mut self, page: &RunPage) -> Saved {
+        Saved { general: *self.general.get(page), system: *self.system.get(page), events: *self.events.get(page) }
+    }
+
+    pub(super) fn restore(&mut self, page: &RunPage, saved: Saved) {
+        let Saved { general, system, events } = saved;
+        *self.general.get_mut(page) = general;
+        *self.system.get_mut(page) = system;
+        *self.events.get_mut(page) = events;
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.general.dirty || self.system.dirty || self.events.dirty || self.debug.dirty
+    }
+
+    /// Gives KVM what was changed. It takes most of it with the next `KVM_RUN`.
+    pub(super) fn write_back(&mut self, page: &RunPage, vcpu: &VcpuFd) -> io::Result<()> {
+        if let (true, Some(debug)) = (self.debug.dirty, &self.debug.value) {
+            vcpu.set_debug_regs(debug)?;
+            self.debug.dirty = false;
+        }
+        let dirty = self.general.write_back(page) | self.system.write_back(page) | self.events.write_back(page);
+        page.set_dirty_regs(dirty);
         Ok(())
     }
 
-    /// Writes all changes back.
-    pub(super) fn write_back(&mut self, vcpu: &VcpuFd) -> io::Result<()> {
-        if self.system.is_dirty() {
-            let (pdptes, set) = (self.pdptes, self.pdptes_set);
-            let system = self.system.get_mut(vcpu)?;
-            // Without the flag KVM reads the PDPTEs from the memory at CR3, as MOV to CR3 does (SDM 3A 4.4.1).
-            let given = set && pae_paging(system);
-            system.flags = if given { KVM_SREGS2_FLAGS_PDPTRS_VALID.into() } else { 0 };
-            system.pdptrs = if given { pdptes } else { [0; 4] };
-            self.system.write_back(vcpu)?;
-            if pae_paging(self.system.get(vcpu)?) {
-                self.pdptes_set = false;
-                self.system.forget();
-            }
-        }
-        self.general.write_back(vcpu)?;
-        self.debug.write_back(vcpu)?;
-        // Last: to set the general registers clears a pending exception.
-        self.events.write_back(vcpu)
-    }
-
-    /// Forgets everything that KVM may have changed.
+    /// Forgets what KVM may have changed since.
     pub(super) fn forget(&mut self) {
-        let Registers { general, system, debug, events, pdptes: _, pdptes_set: _, entry_instruction_length: _ } = self;
-        general.forget();
-        system.forget();
-        debug.forget();
-        events.forget();
+        let Registers { general, system, events, debug, pdptes: _, entry_instruction_length: _ } = self;
+        *general = Cached::default();
+        *system = Cached::default();
+        *events = Cached::default();
+        *debug = Cached::default();
     }
-}
 
-/// CR0.PG, CR4.PAE, and not EFER.LMA (SDM 3A 4.1.1).
-fn pae_paging(system: &kvm_sregs2) -> bool {
-    system.cr0 >> 31 & 1 != 0 && system.cr4 >> 5 & 1 != 0 && system.efer >> 10 & 1 == 0
+    fn debug(&mut self, vcpu: &VcpuFd) -> io::Result<&mut kvm_debugregs> {
+        match &mut self.debug.value {
+            Some(debug) => Ok(debug),
+            none => Ok(none.insert(vcpu.get_debug_regs()?)),
+        }
+    }
 }
 
 fn general_register(regs: &mut kvm_regs, reg: Reg) -> &mut u64 {
@@ -269,7 +254,7 @@ fn general_register(regs: &mut kvm_regs, reg: Reg) -> &mut u64 {
     }
 }
 
-fn control_register(system: &mut kvm_sregs2, reg: Reg) -> &mut u64 {
+fn control_register(system: &mut kvm_sregs, reg: Reg) -> &mut u64 {
     match reg {
         Reg::Cr0 => &mut system.cr0,
         Reg::Cr2 => &mut system.cr2,
@@ -289,7 +274,7 @@ fn debug_register(debug: &mut kvm_debugregs, reg: Reg) -> &mut u64 {
     }
 }
 
-fn segment(system: &mut kvm_sregs2, reg: Reg) -> &mut kvm_segment {
+fn segment(system: &mut kvm_sregs, reg: Reg) -> &mut kvm_segment {
     match reg {
         Reg::Es => &mut system.es,
         Reg::Cs => &mut system.cs,

@@ -1,13 +1,15 @@
 //! `kvm_run`: the memory that a vCPU shares with KVM.
 #![allow(unsafe_code, reason = "KVM reads and writes the memory, so it is accessed through raw pointers")]
 
-use kvm_bindings::kvm_run;
+use kvm_bindings::{
+    KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_run, kvm_sregs, kvm_sync_regs,
+    kvm_vcpu_events,
+};
 use kvm_ioctls::VcpuFd;
 use memmap2::{MmapOptions, MmapRaw};
 use std::io;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU8, Ordering};
-use zerocopy::{FromBytes, IntoBytes};
 
 /// Offset of a field of the exit's description.
 macro_rules! exit_field {
@@ -43,6 +45,56 @@ pub(super) struct Msr {
     pub(super) value: u64,
 }
 
+/// Data that may have any bytes.
+///
+/// # Safety
+///
+/// Every bit pattern must be a value of the type, and the type must have no padding.
+pub(super) unsafe trait Plain: Copy {}
+
+// SAFETY: it is an integer.
+unsafe impl Plain for u8 {}
+// SAFETY: it is an integer.
+unsafe impl Plain for u16 {}
+// SAFETY: it is an integer.
+unsafe impl Plain for u32 {}
+// SAFETY: it is an integer.
+unsafe impl Plain for u64 {}
+// SAFETY: they are integers.
+unsafe impl Plain for [u8; 8] {}
+// SAFETY: it consists of integers, and KVM's interface has its padding spelt out as fields.
+unsafe impl Plain for kvm_regs {}
+// SAFETY: as for `kvm_regs`.
+unsafe impl Plain for kvm_sregs {}
+// SAFETY: as for `kvm_regs`.
+unsafe impl Plain for kvm_vcpu_events {}
+
+/// Registers that KVM leaves in and takes from `kvm_run` (`KVM_CAP_SYNC_REGS`).
+pub(super) trait Synced: Plain {
+    /// Which they are, in `kvm_valid_regs` and `kvm_dirty_regs`.
+    const BIT: u64;
+    /// Where they lie in `kvm_sync_regs`.
+    const OFFSET: usize;
+}
+
+impl Synced for kvm_regs {
+    const BIT: u64 = KVM_SYNC_X86_REGS as u64;
+    const OFFSET: usize = offset_of!(kvm_sync_regs, regs);
+}
+
+impl Synced for kvm_sregs {
+    const BIT: u64 = KVM_SYNC_X86_SREGS as u64;
+    const OFFSET: usize = offset_of!(kvm_sync_regs, sregs);
+}
+
+impl Synced for kvm_vcpu_events {
+    const BIT: u64 = KVM_SYNC_X86_EVENTS as u64;
+    const OFFSET: usize = offset_of!(kvm_sync_regs, events);
+}
+
+/// All of them.
+pub(super) const SYNCED: u64 = kvm_regs::BIT | kvm_sregs::BIT | kvm_vcpu_events::BIT;
+
 /// A mapping of a vCPU's `kvm_run` of our own, beside that of kvm-ioctls, which lends its own out as one exclusive
 /// reference: here a kick can set `immediate_exit` while the vCPU runs, and after it is gone.
 ///
@@ -55,7 +107,9 @@ impl RunPage {
     /// Maps `kvm_run`, `size` bytes long (`KVM_GET_VCPU_MMAP_SIZE`).
     pub(super) fn map(vcpu: &VcpuFd, size: usize) -> io::Result<RunPage> {
         assert!(size >= size_of::<kvm_run>(), "KVM's kvm_run is shorter than it ever was");
-        Ok(RunPage { map: MmapOptions::new().len(size).map_raw(vcpu)? })
+        let page = RunPage { map: MmapOptions::new().len(size).map_raw(vcpu)? };
+        page.write(offset_of!(kvm_run, kvm_valid_regs), SYNCED);
+        Ok(page)
     }
 
     fn at<T>(&self, offset: usize) -> *mut T {
@@ -64,13 +118,13 @@ impl RunPage {
         self.map.as_mut_ptr().wrapping_add(offset).cast()
     }
 
-    fn read<T: FromBytes>(&self, offset: usize) -> T {
+    fn read<T: Plain>(&self, offset: usize) -> T {
         // SAFETY: `at` proved the place to lie inside the mapping and to be aligned, any bytes are a `T`, and KVM does
         // not write while this vCPU's task is not in KVM_RUN.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
 
-    fn write<T: IntoBytes>(&self, offset: usize, value: T) {
+    fn write<T: Plain>(&self, offset: usize, value: T) {
         // SAFETY: as in `read`; KVM takes any bytes.
         unsafe { self.at::<T>(offset).write_volatile(value) }
     }
@@ -91,10 +145,19 @@ impl RunPage {
         self.read(offset_of!(kvm_run, exit_reason))
     }
 
-    /// Whether an interrupt could have been delivered when `KVM_RUN` returned.
-    pub(super) fn ready_for_interrupt_injection(&self) -> bool {
-        self.read::<u8>(offset_of!(kvm_run, ready_for_interrupt_injection)) != 0
-            && self.read::<u8>(offset_of!(kvm_run, if_flag)) != 0
+    /// Registers as KVM left them.
+    pub(super) fn synced<T: Synced>(&self) -> T {
+        self.read(offset_of!(kvm_run, s) + T::OFFSET)
+    }
+
+    /// Registers for KVM to take, if [`RunPage::set_dirty_regs`] says so.
+    pub(super) fn set_synced<T: Synced>(&self, value: T) {
+        self.write(offset_of!(kvm_run, s) + T::OFFSET, value);
+    }
+
+    /// Which registers the next `KVM_RUN` shall take.
+    pub(super) fn set_dirty_regs(&self, bits: u64) {
+        self.write(offset_of!(kvm_run, kvm_dirty_regs), bits);
     }
 
     pub(super) fn cr8(&self) -> u64 {

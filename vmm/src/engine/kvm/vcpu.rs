@@ -4,7 +4,7 @@ use super::kick::{REPEAT, VcpuKick, arm_clock};
 use super::registers::Registers;
 use super::run_page::{Io, RunPage};
 use super::vm::Memory;
-use super::{Host, cpuid, ioctl, refused};
+use super::{Abilities, cpuid, refused};
 use crate::engine::{Completion, CpuidEntry, EngineError, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc, Unimplemented};
 use crate::memory::PAGE_SIZE;
 use kvm_bindings::{
@@ -26,9 +26,6 @@ const MOST_ACCESSES: usize = 64;
 /// Bytes of the longest instruction (SDM 2A 2.3.11).
 const LONGEST_INSTRUCTION: u64 = 15;
 
-/// RFLAGS.IF.
-const IF: u64 = 1 << 9;
-
 /// CR0.PG.
 const PG: u64 = 1 << 31;
 
@@ -47,16 +44,12 @@ pub(super) struct Vcpu {
     page: Arc<RunPage>,
     kick: Arc<VcpuKick>,
     memory: Arc<Memory>,
-    host: Arc<Host>,
+    abilities: Arc<Abilities>,
     registers: Registers,
     in_flight: InFlight,
     /// An exit that has happened and was not told yet.
     pending_exit: Option<Exit>,
     window_wanted: bool,
-    /// An interrupt was queued after the last run.
-    injected: bool,
-    /// Whether `kvm_run` tells the state of the interrupt window, as it does after a run.
-    page_is_fresh: bool,
     /// CR8 as the other side knows it.
     cr8: u64,
     /// What failed in a call that cannot say so; the next run does.
@@ -88,43 +81,47 @@ enum Access {
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd, run_size: usize, memory: Arc<Memory>, host: Arc<Host>) -> Result<Vcpu, EngineError> {
+    pub(super) fn new(
+        fd: VcpuFd,
+        run_size: usize,
+        memory: Arc<Memory>,
+        abilities: Arc<Abilities>,
+    ) -> Result<Vcpu, EngineError> {
         let page = RunPage::map(&fd, run_size).map_err(|error| refused("Cannot map kvm_run", error))?;
         let page = Arc::new(page);
-        Ok(Vcpu {
+        let mut vcpu = Vcpu {
             fd,
             kick: Arc::new(VcpuKick::new(Arc::clone(&page))),
             page,
             memory,
-            host,
+            abilities,
             registers: Registers::default(),
             in_flight: InFlight::Nothing,
             pending_exit: None,
             window_wanted: false,
-            injected: false,
-            page_is_fresh: false,
             cr8: 0,
             failure: None,
-        })
+        };
+        // Fills `kvm_run` with the registers.
+        vcpu.call_without_guest().map_err(|what| EngineError { what, source: None })?;
+        Ok(vcpu)
     }
 
     /// Runs the guest until it exits.
     fn run_guest(&mut self, budget: Duration) -> Result<Exit, String> {
-        let words = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-        self.registers.write_back(&self.fd).map_err(words("KVM refuses the state of the vCPU"))?;
         if self.window_wanted && self.interruptible() {
             return Ok(Exit::InterruptWindow);
         }
         self.page.set_request_interrupt_window(self.window_wanted);
         // Where KVM emulates instructions, it may go on past an open window (kvm_pvm does, up to the next exit). Look often.
         let first_look = if self.window_wanted { budget.min(REPEAT) } else { budget };
-        let _clock = arm_clock(first_look).map_err(words("Cannot arm the clock of a run"))?;
+        let _clock = arm_clock(first_look).map_err(|error| format!("Cannot arm the clock of a run: {error}"))?;
         let kick = Arc::clone(&self.kick);
         let _running = kick.running();
         let began = Instant::now();
         loop {
-            if let Some(exit) = self.enter().map_err(words("KVM_RUN failed"))? {
-                return exit;
+            if let Some(exit) = self.call_run()? {
+                return Ok(exit);
             }
             if kick.take() {
                 return Ok(Exit::Kicked);
@@ -139,19 +136,29 @@ impl Vcpu {
     }
 
     /// Calls `KVM_RUN` once; `None` when it was interrupted.
-    fn enter(&mut self) -> io::Result<Option<Result<Exit, String>>> {
-        let result = ioctl::run(&self.fd);
+    fn call_run(&mut self) -> Result<Option<Exit>, String> {
+        let new_registers = self.registers.is_dirty();
+        let written = self.registers.write_back(&self.page, &self.fd);
+        written.map_err(|error| format!("KVM refuses the debug registers: {error}"))?;
+        let result = self.fd.run().map(drop);
         self.registers.forget();
         self.in_flight = InFlight::Nothing;
-        self.injected = false;
-        self.page_is_fresh = true;
         match result {
-            Ok(()) => Ok(self.take_exit().transpose()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR | libc::EAGAIN) => Ok(None),
-                _ => Err(error),
+            // What kvm-ioctls makes of the exit hides the size of a string instruction's elements.
+            Ok(()) => self.take_exit(),
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => Ok(None),
+                libc::EINVAL if new_registers => Err("KVM refuses the registers of the vCPU".into()),
+                _ => Err(format!("KVM_RUN failed: {}", io::Error::from(error))),
             },
         }
+    }
+
+    /// Calls `KVM_RUN` for what it does before it enters the guest: it takes the registers that were set, and finishes the
+    /// instruction in flight, which may go on with another access.
+    fn call_without_guest(&mut self) -> Result<Option<Exit>, String> {
+        let kick = Arc::clone(&self.kick);
+        kick.without_guest(|| self.call_run())
     }
 
     /// Reads the exit from `kvm_run`.
@@ -224,7 +231,7 @@ impl Vcpu {
 
     /// The guest met a triple fault, or something that this KVM does not do.
     fn shutdown(&mut self) -> Result<Exit, String> {
-        if !self.host.legacy_paging && self.reg(Reg::Efer) & LMA == 0 {
+        if !self.abilities.legacy_paging && self.reg(Reg::Efer) & LMA == 0 {
             let rip = self.reg(Reg::Rip);
             let linear = self.desc(Reg::Cs).base.wrapping_add(rip);
             let mut opcode = [0; 2];
@@ -241,13 +248,9 @@ impl Vcpu {
         if self.in_flight != InFlight::Answered {
             return;
         }
-        let kick = Arc::clone(&self.kick);
-        match kick.without_guest(|| self.enter()) {
-            // It goes on with another access.
-            Ok(Some(Ok(exit))) => self.pending_exit = Some(exit),
-            Ok(None) => {}
-            Ok(Some(Err(what))) => self.failure = Some(what),
-            Err(error) => self.failure = Some(format!("KVM_RUN failed: {error}")),
+        match self.call_without_guest() {
+            Ok(exit) => self.pending_exit = exit,
+            Err(what) => self.failure = Some(what),
         }
     }
 
@@ -258,8 +261,7 @@ impl Vcpu {
             return;
         }
         // KVM cannot forget it, but can be made to finish it with nothings, and then be given the registers back.
-        let general = self.registers.general.get(&self.fd).copied();
-        let system = self.registers.system.get(&self.fd).copied();
+        let saved = self.registers.save(&self.page);
         for _ in 0..MOST_ACCESSES {
             match self.in_flight {
                 InFlight::Nothing => break,
@@ -268,12 +270,7 @@ impl Vcpu {
             }
         }
         self.pending_exit = None;
-        let restored = general.and_then(|general| {
-            *self.registers.general.get_mut(&self.fd)? = general;
-            *self.registers.system.get_mut(&self.fd)? = system?;
-            Ok(())
-        });
-        self.note(restored, "Cannot abandon an instruction");
+        self.registers.restore(&self.page, saved);
     }
 
     /// Gives the instruction in flight a value.
@@ -304,60 +301,33 @@ impl Vcpu {
             T::default()
         })
     }
-
-    fn try_inject(&mut self, event: Inject) -> io::Result<()> {
-        match event {
-            Inject::Interrupt(vector) => {
-                // They hold whether an interrupt is queued, and must not be written back over it.
-                self.registers.events.write_back(&self.fd)?;
-                self.registers.events.forget();
-                self.injected = true;
-                ioctl::interrupt(&self.fd, vector)
-            }
-            Inject::Nmi => {
-                self.registers.events.write_back(&self.fd)?;
-                self.registers.events.forget();
-                Ok(self.fd.nmi()?)
-            }
-            Inject::Exception { vector, error_code } => {
-                let events = self.registers.events.get_mut(&self.fd)?;
-                events.exception.injected = 1;
-                events.exception.nr = vector;
-                events.exception.has_error_code = error_code.is_some().into();
-                events.exception.error_code = error_code.unwrap_or(0);
-                Ok(())
-            }
-        }
-    }
 }
 
 impl EngineVcpu for Vcpu {
     fn reg(&mut self, reg: Reg) -> u64 {
         self.finish_instruction();
-        let value = self.registers.get(&self.fd, reg);
+        let value = self.registers.get(&self.page, &self.fd, reg);
         self.note(value, "Cannot read a register")
     }
 
     fn set_reg(&mut self, reg: Reg, value: u64) {
         self.abandon_instruction();
-        let result = self.registers.set(&self.fd, reg, value);
+        let result = self.registers.set(&self.page, &self.fd, reg, value);
         self.note(result, "Cannot write a register");
     }
 
     fn desc(&mut self, reg: Reg) -> SegDesc {
         self.finish_instruction();
-        let desc = self.registers.desc(&self.fd, reg);
-        self.note(desc, "Cannot read a descriptor")
+        self.registers.desc(&self.page, reg)
     }
 
     fn set_desc(&mut self, reg: Reg, desc: SegDesc) {
         self.abandon_instruction();
-        let result = self.registers.set_desc(&self.fd, reg, desc);
-        self.note(result, "Cannot write a descriptor");
+        self.registers.set_desc(&self.page, reg, desc);
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {
-        let table = CpuId::from_entries(&cpuid::table(table, &self.host.cpuid));
+        let table = CpuId::from_entries(&cpuid::table(table, &self.abilities.cpuid));
         let result = table.map_err(|_| io::ErrorKind::InvalidInput.into());
         let result = result.and_then(|table| Ok(self.fd.set_cpuid2(&table)?));
         self.note(result, "KVM refuses the CPUID table");
@@ -400,6 +370,10 @@ impl EngineVcpu for Vcpu {
     fn set_time(&mut self, _now_ns: u64) {}
 
     fn complete(&mut self, completion: Completion) {
+        if self.pending_exit.is_some() {
+            // The exit that it would answer was not told yet.
+            return;
+        }
         match (completion, self.in_flight) {
             (Completion::GeneralProtection, InFlight::Asks(Access::Msr)) => {
                 self.page.set_msr(None);
@@ -414,20 +388,8 @@ impl EngineVcpu for Vcpu {
     }
 
     fn interruptible(&mut self) -> bool {
-        if self.injected || self.pending_exit.is_some() || self.in_flight != InFlight::Nothing {
-            return false;
-        }
-        let Registers { general, events, .. } = &self.registers;
-        if self.page_is_fresh && !general.is_dirty() && !events.is_dirty() {
-            return self.page.ready_for_interrupt_injection();
-        }
-        let interruptible =
-            self.registers.general.get(&self.fd).map(|general| general.rflags & IF != 0).and_then(|enabled| {
-                let events = self.registers.events.get(&self.fd)?;
-                let coming = events.exception.injected | events.exception.pending | events.interrupt.injected != 0;
-                Ok(enabled && events.interrupt.shadow == 0 && !coming)
-            });
-        self.note(interruptible, "Cannot read the interrupt window")
+        let between_instructions = self.in_flight == InFlight::Nothing && self.pending_exit.is_none();
+        between_instructions && self.registers.interruptible(&self.page)
     }
 
     fn request_interrupt_window(&mut self, wanted: bool) {
@@ -438,13 +400,14 @@ impl EngineVcpu for Vcpu {
         if matches!(event, Inject::Exception { .. }) {
             self.abandon_instruction();
         }
-        let result = self.try_inject(event);
-        self.note(result, "KVM refuses an event");
+        self.registers.inject(&self.page, event);
     }
 
     fn translate(&mut self, linear: u64) -> Option<u64> {
         self.finish_instruction();
-        self.registers.write_back(&self.fd).ok()?;
+        if self.registers.is_dirty() {
+            self.call_without_guest().ok()?;
+        }
         let translation = self.fd.translate_gva(linear).ok()?;
         (translation.valid != 0).then_some(translation.physical_address)
     }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "guest memory is handed to KVM by its address")]
 
 use super::vcpu::Vcpu;
-use super::{Host, refused};
+use super::{Abilities, refused};
 use crate::engine::{EngineError, EngineVcpu, EngineVm};
 use crate::memory::{Protection, Segment};
 use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region};
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What KVM must be able to do, besides SREGS2, for which kvm-ioctls has no name.
+/// What KVM must be able to do.
 pub(super) const REQUIRED: &[Cap] = &[
     Cap::UserMemory,
     Cap::ReadonlyMem,
@@ -38,7 +38,7 @@ pub(super) struct Vm {
     fd: VmFd,
     /// Length of a vCPU's `kvm_run`, in bytes.
     run_size: usize,
-    host: Arc<Host>,
+    abilities: Arc<Abilities>,
     memory: Arc<Memory>,
 }
 
@@ -65,7 +65,7 @@ struct Mapping {
 }
 
 impl Vm {
-    pub(super) fn new(kvm: &Kvm, host: Arc<Host>) -> Result<Vm, EngineError> {
+    pub(super) fn new(kvm: &Kvm, abilities: Arc<Abilities>) -> Result<Vm, EngineError> {
         let fd = kvm.create_vm().map_err(|error| refused("Cannot make a virtual machine", error))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(|error| refused("Cannot place the TSS", error))?;
 
@@ -90,7 +90,7 @@ impl Vm {
             fd.enable_cap(&cap).map_err(|error| refused("Cannot have emulation failures leave the guest", error))?;
         }
         let run_size = fd.run_size();
-        Ok(Vm { fd, run_size, host, memory: Arc::default() })
+        Ok(Vm { fd, run_size, abilities, memory: Arc::default() })
     }
 }
 
@@ -158,6 +158,6 @@ impl EngineVm for Vm {
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn EngineVcpu>, EngineError> {
         let fd = self.fd.create_vcpu(id.into()).map_err(|error| refused(format!("Cannot make vCPU {id}"), error))?;
-        Ok(Box::new(Vcpu::new(fd, self.run_size, Arc::clone(&self.memory), Arc::clone(&self.host))?))
+        Ok(Box::new(Vcpu::new(fd, self.run_size, Arc::clone(&self.memory), Arc::clone(&self.abilities))?))
     }
 }

@@ -7,7 +7,7 @@
 //! written already is written again with the same values; a read-modify-write that crosses from memory to a device writes
 //! the device's part first, so that it never reads its own result.
 
-use super::mem::{Bus, HostPtr, context, page_of, page_offset};
+use super::mem::{Bus, HostPtr, context, page_offset};
 use super::op::Op;
 use super::paging::Purpose;
 use super::state::{Access, AccessKind, Cpu, SS, Step, Stop, access, canonical, vector};
@@ -127,20 +127,6 @@ impl Cpu {
         let linear = self.check_segment(seg, offset, u64::from(size), true)?;
         self.parts(bus, linear, size, Purpose::Write, self.data_context)?;
         Ok(linear)
-    }
-
-    /// Raises what a write of these bytes would raise, without writing.
-    pub(super) fn probe_write(&mut self, bus: &mut Bus, seg: u8, offset: u64, size: u64) -> Step {
-        let linear = self.check_segment(seg, offset, size, true)?;
-        let mut at = linear;
-        let last = linear.wrapping_add(size - 1);
-        loop {
-            self.resolve(bus, at & self.linear_mask, Purpose::Write, self.data_context)?;
-            if page_of(at) == page_of(last) {
-                return Ok(());
-            }
-            at = page_of(at).wrapping_add(PAGE_SIZE);
-        }
     }
 
     /// Segment limit, rights and canonical form. Returns the linear address.

@@ -310,6 +310,11 @@ pub(super) fn int(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.software_interrupt(bus, op.immediate as u8)
 }
 
+/// INT1.
+pub(super) fn int1(cpu: &mut Cpu, bus: &mut Bus, _: &Op) -> Step {
+    cpu.debug_interrupt(bus)
+}
+
 /// INTO.
 pub(super) fn into(cpu: &mut Cpu, bus: &mut Bus, _: &Op) -> Step {
     if cpu.rflags() & OF != 0 { cpu.software_interrupt(bus, vector::OF) } else { Ok(()) }

@@ -573,6 +573,8 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
         M::Nop
         | M::Reservednop
         | M::Endbr32
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Endbr64
         | M::Prefetchnta
         | M::Prefetcht0
@@ -644,6 +646,7 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
             };
             by_wide_width!(width, |T| segment::load_far_pointer::<T>)
         }
+        M::Arpl => segment::arpl,
         M::Lar => by_wide_width!(width, |T| segment::lar::<T>),
         M::Lsl => by_wide_width!(width, |T| segment::lsl::<T>),
         M::Verr => segment::verify::<false>,
@@ -765,6 +768,7 @@ fn ending(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Opti
             op.immediate = u64::from(vector::BP);
             control::int
         }
+        M::Int1 => control::int1,
         M::Into => control::into,
         M::Popf | M::Popfd | M::Popfq => {
             by_wide_width!(implied(code, Code::Popfw, Code::Popfd), |T| control::popf::<T>)
@@ -833,9 +837,8 @@ fn not_implemented(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
         unit::SSE if ts => return Err(cpu.raise(vector::NM)),
         _ => {}
     }
-    let rip = cpu.rip().wrapping_sub(u64::from(op.len));
     let name = Mnemonic::try_from(op.immediate as usize).map(|mnemonic| format!("{mnemonic:?}").to_lowercase());
-    Err(cpu.not_implemented(name.as_deref().unwrap_or("unknown instruction"), rip))
+    Err(cpu.not_implemented(name.as_deref().unwrap_or("unknown instruction")))
 }
 
 /// WAIT: #NM if the unit was switched away; no x87 exception is ever pending.

@@ -37,11 +37,6 @@ fn is_fault(vector: u8) -> bool {
     !matches!(vector, vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF)
 }
 
-/// Whether an exception pushes an error code.
-pub(super) fn has_error_code(vector: u8) -> bool {
-    matches!(vector, vector::DF | vector::TS..=vector::PF | vector::AC)
-}
-
 const TASK_GATE: u64 = 0x5;
 const INTERRUPT_GATE16: u64 = 0x6;
 const TRAP_GATE16: u64 = 0x7;
@@ -67,15 +62,18 @@ impl Cpu {
                 }
                 Err(Stop::Fault) => {
                     self.forget_accesses();
+                    self.note_lacking();
                     let second = self.raised;
                     present = match (class(present.vector), class(second.vector)) {
-                        (Class::DoubleFault, Class::Benign) => second,
                         (Class::DoubleFault, _) => {
                             self.pending_exception = None;
                             return Err(Exit::Shutdown);
                         }
-                        (Class::Contributory, Class::Contributory)
-                        | (Class::PageFault, Class::Contributory | Class::PageFault) => {
+                        // A benign exception comes out of a delivery only where this processor lacks what the gate asks
+                        // for; taking it for contributory keeps such deliveries from going round for ever.
+                        (Class::Contributory, Class::Contributory | Class::Benign)
+                        | (Class::Benign, Class::Benign)
+                        | (Class::PageFault, Class::Contributory | Class::PageFault | Class::Benign) => {
                             let error_code = self.protected.then_some(0);
                             Raised { vector: vector::DF, error_code, address: 0 }
                         }
@@ -93,6 +91,7 @@ impl Cpu {
             Ok(()) => Ok(()),
             Err(Stop::Fault) => {
                 self.forget_accesses();
+                self.note_lacking();
                 self.deliver_exception(bus, self.raised)
             }
             Err(Stop::Again | Stop::Leave) => Err(self.take_exit()),
@@ -102,6 +101,11 @@ impl Cpu {
     /// INT n, INT3 and INTO, executed: RIP is already behind the instruction.
     pub(super) fn software_interrupt(&mut self, bus: &mut Bus, vector: u8) -> Step {
         self.deliver(bus, vector, None, Origin::Software, 0)
+    }
+
+    /// INT1, executed: a trap without the checks of INT n.
+    pub(super) fn debug_interrupt(&mut self, bus: &mut Bus) -> Step {
+        self.deliver(bus, vector::DB, None, Origin::Hardware, 0)
     }
 
     fn deliver(&mut self, bus: &mut Bus, vector: u8, error: Option<u32>, origin: Origin, extra_flags: u64) -> Step {
@@ -163,8 +167,7 @@ impl Cpu {
             return Err(self.raise_code(vector::NP, idt_error));
         }
         if kind == TASK_GATE {
-            let rip = self.rip();
-            return Err(self.not_implemented("task switch through a task gate", rip));
+            return Err(self.not_implemented("task switch through a task gate"));
         }
         let selector = (gate >> 16) as u16;
         let mut offset = gate & 0xFFFF | gate >> 32 & 0xFFFF_0000;

@@ -32,6 +32,7 @@ impl Cpu {
     pub(super) fn run(&mut self, bus: &mut Bus, code: &mut CodeCache, budget_ns: u64) -> Exit {
         bus.catch_up();
         self.catch_up(bus);
+        self.asked = None;
         self.executed_before += self.executed;
         self.executed = 0;
         self.budget = (budget_ns / NS_PER_INSTRUCTION).max(1);
@@ -101,15 +102,20 @@ impl Cpu {
         let trap = self.eflags & TF != 0;
         let outcome = self.run_block(bus, code, 1);
         match outcome {
-            Ok(()) | Err(Stop::Leave) => {
+            // Nothing happened yet, so the shadow has not passed.
+            Err(Stop::Again) if self.exit.is_some() => {
+                if shadow {
+                    self.set_shadow();
+                }
+            }
+            Err(Stop::Fault) => {}
+            // A repeated string instruction that makes way has done an iteration.
+            Ok(()) | Err(Stop::Leave | Stop::Again) => {
                 self.forget_accesses();
                 if trap {
                     self.trap();
                 }
             }
-            // Nothing happened yet, so the shadow has not passed.
-            Err(Stop::Again) if shadow => self.set_shadow(),
-            Err(Stop::Again | Stop::Fault) => {}
         }
         outcome
     }
@@ -137,6 +143,7 @@ impl Cpu {
             Stop::Fault => {
                 self.executed += 1;
                 self.forget_accesses();
+                self.note_lacking();
                 let raised = self.raised;
                 let delivered = self.deliver_exception(bus, raised);
                 self.update_attention();

@@ -330,7 +330,8 @@ impl Tlb {
 
     #[inline(always)]
     fn slot(linear: u64) -> usize {
-        (linear >> 12) as usize % TLB_ENTRIES
+        // The higher bits keep buffers apart that lie a power of two from each other, as buffers do.
+        (linear >> 12 ^ linear >> 20) as usize % TLB_ENTRIES
     }
 
     /// The operand's host address if it lies in one page that may be read in this context.
@@ -369,10 +370,6 @@ impl Tlb {
 
     pub(super) fn flush(&mut self) {
         self.entries.fill(Entry::default());
-    }
-
-    pub(super) fn flush_page(&mut self, linear: u64) {
-        self.entries[Tlb::slot(linear)] = Entry::default();
     }
 
     /// Forgets which pages may be written.

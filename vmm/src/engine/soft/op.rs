@@ -46,8 +46,6 @@ pub(super) mod flag {
     pub(in super::super) const REP: u8 = 1 << 1;
     /// F2: REPNE.
     pub(in super::super) const REPNE: u8 = 1 << 2;
-    /// A branch to itself.
-    pub(in super::super) const TO_ITSELF: u8 = 1 << 3;
 }
 
 impl Op {

@@ -1,8 +1,8 @@
 //! Segment registers, descriptors, and far transfers of control (SDM 3A chapters 3, 5 and 6; SDM 2 by mnemonic).
 
-use super::flags::{IF, IOPL, NT, RF, VIF, VIP, VM};
+use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, STATUS, TF, VIF, VIP, VM};
 use super::mem::{Bus, context};
-use super::op::{Op, RmSrc, Source};
+use super::op::{Op, RmDst, RmSrc, Source, Target, flag};
 use super::state::{CS, Cpu, DS, ES, FS, GS, LDTR, SS, Seg, Step, Stop, TR, access, canonical, vector};
 use super::word::Word;
 
@@ -353,8 +353,7 @@ impl Cpu {
             system::CALL_GATE16 if !self.long => {}
             system::CALL_GATE => {}
             system::TASK_GATE | system::TSS16_AVAILABLE | system::TSS_AVAILABLE if !self.long => {
-                let rip = self.rip();
-                return Err(self.not_implemented("task switch", rip));
+                return Err(self.not_implemented("task switch"));
             }
             _ => return Err(self.gp(error)),
         }
@@ -574,8 +573,7 @@ impl Cpu {
             if self.long {
                 return Err(self.gp(0));
             }
-            let rip = self.rip();
-            return Err(self.not_implemented("IRET to a nested task", rip));
+            return Err(self.not_implemented("IRET to a nested task"));
         }
         let offset = self.peek_sized(bus, 0, size)?;
         let selector = self.peek_sized(bus, bytes, size)? as u16;
@@ -588,8 +586,7 @@ impl Cpu {
             return Ok(());
         }
         if !self.long && size == 4 && flags & VM != 0 && self.cpl == 0 {
-            let rip = self.rip();
-            return Err(self.not_implemented("virtual-8086 mode", rip));
+            return Err(self.not_implemented("virtual-8086 mode"));
         }
         let descriptor = self.return_target(bus, selector)?;
         let rpl = (selector & 3) as u8;
@@ -614,9 +611,10 @@ impl Cpu {
         Ok(())
     }
 
-    /// Sets RFLAGS from what IRET popped, with the rights of the privilege level that it left.
+    /// Sets RFLAGS from what IRET popped, with the rights of the privilege level that it left. RF is not taken over: it
+    /// only suppresses instruction breakpoints, which there are none of, until the next instruction is done.
     fn return_flags(&mut self, value: u64, bits: u32, from: u8) {
-        let mut kept = VM | super::flags::FIXED;
+        let mut kept = VM | FIXED;
         if from > 0 {
             kept |= IOPL | VIF | VIP;
         }
@@ -626,17 +624,7 @@ impl Cpu {
         if bits == 16 {
             kept |= !0xFFFF;
         }
-        let defined = super::flags::STATUS
-            | super::flags::TF
-            | IF
-            | super::flags::DF
-            | IOPL
-            | NT
-            | RF
-            | super::flags::AC
-            | VIF
-            | VIP
-            | super::flags::ID;
+        let defined = STATUS | TF | IF | DF | IOPL | NT | AC | VIF | VIP | ID;
         let old = self.rflags();
         self.set_rflags(old & kept | value & !kept & defined);
     }
@@ -794,7 +782,7 @@ pub(super) fn mov_from_segment<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -
 
 /// Stores a selector as MOV, STR and SLDT do.
 pub(super) fn store_selector<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op, selector: u16) -> Step {
-    if op.has(super::op::flag::MEMORY) {
+    if op.has(flag::MEMORY) {
         let offset = cpu.effective_address(op);
         return cpu.write(bus, op.seg, offset, selector);
     }
@@ -855,7 +843,7 @@ pub(super) fn iret<T: Word>(cpu: &mut Cpu, bus: &mut Bus, _: &Op) -> Step {
 pub(super) fn lldt(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_protected()?;
     cpu.check_cpl0()?;
-    let selector: u16 = super::op::RmDst::get(cpu, bus, op)?;
+    let selector: u16 = RmDst::get(cpu, bus, op)?;
     cpu.load_ldtr(bus, selector)
 }
 
@@ -863,7 +851,7 @@ pub(super) fn lldt(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
 pub(super) fn ltr(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_protected()?;
     cpu.check_cpl0()?;
-    let selector: u16 = super::op::RmDst::get(cpu, bus, op)?;
+    let selector: u16 = RmDst::get(cpu, bus, op)?;
     cpu.load_tr(bus, selector)
 }
 
@@ -873,6 +861,20 @@ pub(super) fn store_system_selector<const NUMBER: u8, T: Word>(cpu: &mut Cpu, bu
     cpu.check_umip()?;
     let selector = cpu.seg(NUMBER).selector;
     store_selector::<T>(cpu, bus, op, selector)
+}
+
+/// ARPL.
+pub(super) fn arpl(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    cpu.check_protected()?;
+    let rpl = cpu.get::<u16>(op.src) & 3;
+    let opened = RmDst::open::<u16>(cpu, bus, op)?;
+    let selector: u16 = RmDst::read(cpu, bus, op, opened)?;
+    let raised = selector & 3 < rpl;
+    if raised {
+        RmDst::write(cpu, bus, op, opened, selector & !3 | rpl)?;
+    }
+    cpu.status = cpu.status.with_zf(raised);
+    Ok(())
 }
 
 /// LAR.
@@ -914,7 +916,7 @@ pub(super) fn lsl<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
 /// VERR and (`WRITE`) VERW.
 pub(super) fn verify<const WRITE: bool>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_protected()?;
-    let selector: u16 = super::op::RmDst::get(cpu, bus, op)?;
+    let selector: u16 = RmDst::get(cpu, bus, op)?;
     let descriptor = cpu.visible_descriptor(bus, selector)?;
     let good = descriptor.is_some_and(|found| if WRITE { found.is_writable_data() } else { found.is_readable() });
     cpu.status = cpu.status.with_zf(good);

@@ -30,7 +30,6 @@ pub(super) mod cr4 {
     pub(in super::super) const TSD: u64 = 1 << 2;
     pub(in super::super) const PSE: u64 = 1 << 4;
     pub(in super::super) const PAE: u64 = 1 << 5;
-    pub(in super::super) const PCE: u64 = 1 << 8;
     pub(in super::super) const OSFXSR: u64 = 1 << 9;
     pub(in super::super) const UMIP: u64 = 1 << 11;
     pub(in super::super) const LA57: u64 = 1 << 12;
@@ -309,6 +308,8 @@ pub(super) struct Cpu {
     /// CR4 bits that the CPUID table announces.
     pub(super) cr4_allowed: u64,
     pub(super) unimplemented: Vec<Unimplemented>,
+    /// What the last fault was raised for, when the processor lacks it.
+    pub(super) lacking: Option<String>,
     pub(super) kick: Arc<KickFlag>,
 }
 
@@ -400,6 +401,7 @@ impl Cpu {
             physical_mask: 0,
             cr4_allowed: 0,
             unimplemented: Vec::new(),
+            lacking: None,
             kick: Arc::default(),
         };
         cpu.set_cpuid(&[]);
@@ -600,11 +602,18 @@ impl Cpu {
             self.unimplemented.push(Unimplemented { what: what.to_owned(), rip });
         }
     }
-    /// Records what the processor cannot do, and raises #UD.
+    /// Raises #UD for what the processor cannot do, and has it recorded.
     #[cold]
-    pub(super) fn not_implemented(&mut self, what: &str, rip: u64) -> Stop {
-        self.record_unimplemented(what, rip);
+    pub(super) fn not_implemented(&mut self, what: &str) -> Stop {
+        self.lacking = Some(what.to_owned());
         self.ud()
+    }
+    /// Records what a fault was raised for, if it was one that other processors would not have raised. RIP is that of the
+    /// instruction again.
+    pub(super) fn note_lacking(&mut self) {
+        if let Some(what) = self.lacking.take() {
+            self.record_unimplemented(&what, self.rip());
+        }
     }
 
     /// Runs something that changes registers step by step; if it stops, the registers are as before.

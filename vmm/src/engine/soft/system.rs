@@ -377,7 +377,7 @@ pub(super) fn mov_from_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     Ok(())
 }
 
-/// MOV to a debug register. Breakpoints are recorded as unimplemented when they are enabled.
+/// MOV to a debug register. Breakpoints and general detection are recorded as unimplemented when they are enabled.
 pub(super) fn mov_to_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     let number = debug_register(cpu, op.extra)?;
     cpu.check_cpl0()?;
@@ -390,7 +390,8 @@ pub(super) fn mov_to_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
         7 => value & 0xFFFF_23FF | DR7_FIXED,
         _ => value,
     };
-    if number == 7 && value & 0xFF != 0 {
+    // L0 to G3, GD.
+    if number == 7 && value & 0x20FF != 0 {
         let rip = cpu.rip().wrapping_sub(u64::from(op.len));
         cpu.record_unimplemented("breakpoint in a debug register", rip);
     }
@@ -426,11 +427,10 @@ pub(super) fn smsw<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
 }
 
 /// INVLPG.
-pub(super) fn invlpg(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
+pub(super) fn invlpg(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
     cpu.check_cpl0()?;
-    let linear = cpu.seg(op.seg).origin.wrapping_add(cpu.effective_address(op)) & cpu.linear_mask;
-    cpu.tlb.flush_page(linear);
-    cpu.translation_epoch += 1;
+    // The address may lie in a large page, of which the translation cache holds pieces without knowing them for such.
+    cpu.flush_translations();
     Ok(())
 }
 

@@ -1,12 +1,42 @@
 //! Tests of the software processor: the bench that they share, and one file per group of instructions.
 
 mod boot;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod native;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
 use crate::engine::{Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
 use crate::memory::{Protection, Segment};
 use iced_x86::code_asm::CodeAssembler;
 use std::sync::Arc;
+
+/// Random numbers that are the same everywhere (splitmix64).
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+    pub(super) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+    /// A value of the kind that arithmetic goes wrong at: small, large, one bit, or anything.
+    pub(super) fn operand(&mut self) -> u64 {
+        let bits = self.below(64);
+        match self.below(6) {
+            0 => self.below(4),
+            1 => self.below(4).wrapping_neg(),
+            2 => 1 << bits,
+            3 => (1 << bits) - 1,
+            4 => self.next() >> bits,
+            _ => self.next(),
+        }
+    }
+}
 
 /// A machine with memory from 0 and one processor.
 pub(super) struct Bench {
@@ -17,6 +47,10 @@ pub(super) struct Bench {
 
 /// Where tests put their code.
 pub(super) const CODE: u64 = 0x1_0000;
+
+/// Where [`Bench::long_mode`] puts page tables.
+pub(super) const PML4: u64 = 0x1000;
+pub(super) const PDPT: u64 = 0x2000;
 
 impl Bench {
     /// A processor in its power-up state and `bytes` of memory.
@@ -60,6 +94,33 @@ impl Bench {
             self.cpu.set_reg(reg, 0);
             self.cpu
                 .set_desc(reg, SegDesc { base: 0, limit: 0xFFFF, access: if reg == Reg::Cs { 0x9B } else { 0x93 } });
+        }
+    }
+
+    /// 64-bit mode with the first 4 Gbytes mapped one to one (page tables at 0x1000 and 0x2000), at this privilege level.
+    pub(super) fn long_mode(&mut self, cpl: u32) {
+        self.write64(PML4, PDPT | 7);
+        for i in 0..4 {
+            self.write64(PDPT + 8 * i, i << 30 | 0x87);
+        }
+        self.cpu.set_reg(Reg::Cr0, 0x8001_0031);
+        self.cpu.set_reg(Reg::Cr3, PML4);
+        self.cpu.set_reg(Reg::Cr4, 0x620);
+        self.cpu.set_reg(Reg::Efer, 0xD01);
+        self.flat_segments(0xA09B, cpl);
+    }
+
+    /// 32-bit protected mode without paging, at this privilege level.
+    pub(super) fn protected_mode(&mut self, cpl: u32) {
+        self.cpu.set_reg(Reg::Cr0, 0x31);
+        self.flat_segments(0xC09B, cpl);
+    }
+
+    fn flat_segments(&mut self, code: u32, cpl: u32) {
+        for reg in [Reg::Cs, Reg::Ds, Reg::Es, Reg::Ss, Reg::Fs, Reg::Gs] {
+            let access = if reg == Reg::Cs { code } else { 0xC093 };
+            self.cpu.set_reg(reg, 8 + u64::from(cpl));
+            self.cpu.set_desc(reg, SegDesc { base: 0, limit: u32::MAX, access: access | cpl << 5 });
         }
     }
 
