@@ -101,7 +101,7 @@ impl FromStr for Cell {
         let error = |problem: String| CellNameError { text: text.to_owned(), problem };
         let parts: Vec<&str> = text.split('/').collect();
         let [pairing, guest, machine, engine] = parts[..] else {
-            return Err(error(format!("it has {} parts between slashes instead of 4", parts.len())));
+            return Err(error(format!("between slashes it has not 4 parts but {}", parts.len())));
         };
         let (frontend, kernel) =
             pairing.split_once('@').ok_or_else(|| error(format!("`{pairing}` is no frontend@kernel")))?;

@@ -62,7 +62,9 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let began = Instant::now();
     let results = run_cells(args, &setup, &cells, &interrupted)?;
     let asked_for_by_name = !args.select.guest.is_empty();
+    let kernels: Vec<&str> = setup.matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
     let context = grid::Context {
+        kernels: &kernels,
         beside: &|cell| !asked_for_by_name && !setup.matrix.has_guest_on_axis(&cell.guest),
         repeated: &args.cells.repeated(),
         duration: began.elapsed(),

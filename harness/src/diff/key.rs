@@ -1,6 +1,6 @@
 //! What of an event counts when two traces are compared.
 
-use vmm::trace::{Event, Record};
+use vmm::trace::{Event, GuestReport, Record};
 
 /// How much a difference in an event means, the most first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,12 +24,17 @@ pub(super) struct Key {
     pub weight: Weight,
 }
 
-pub(super) fn key(record: &Record) -> Key {
+/// `modes_differ`: the sides have different APIC modes on purpose, so that this is no news.
+pub(super) fn key(record: &Record, modes_differ: bool) -> Key {
     use Weight::{Call, Decision, Mechanism};
     let vcpu = record.vcpu.map_or(String::new(), |vcpu| vcpu.to_string());
     let make = |subject: String, answer: String, weight| Key { subject, answer, weight };
     let no_answer = String::new;
     match &record.event {
+        Event::Report(GuestReport::Boot { x2apic }) => {
+            let mode = if modes_differ { String::new() } else { x2apic.to_string() };
+            make("report boot".into(), mode, Decision)
+        }
         Event::Report(report) => make(format!("report {report:?}"), no_answer(), Decision),
         Event::FirstInstruction { cs, ip } => {
             make(format!("first instruction of {vcpu}"), format!("{cs:x}:{ip:x}"), Decision)

@@ -73,13 +73,19 @@ impl<'a> Diff<'a> {
     #[must_use]
     pub fn new(left: &'a StoredTrace, right: &'a StoredTrace) -> Diff<'a> {
         let both = [left, right];
+        let modes_differ = left.cell.apic != right.cell.apic;
         let sides = Sides {
             labels: labels(left, right),
             records: both.map(|side| &side.trace.records[..]),
             causes: both.map(|side| significant_causes(&side.trace.records, &canonical::significant(&side.trace))),
             keys: both.map(|side| {
                 let significant = canonical::significant(&side.trace);
-                side.trace.records.iter().zip(significant).map(|(record, keep)| keep.then(|| key(record))).collect()
+                side.trace
+                    .records
+                    .iter()
+                    .zip(significant)
+                    .map(|(record, keep)| keep.then(|| key(record, modes_differ)))
+                    .collect()
             }),
         };
         let mut rows = sides.align();

@@ -91,7 +91,9 @@ impl Diff<'_> {
             })
             .sum();
         if left > 0 {
-            let _ = writeln!(out, "\n      {}", paint(DIM, &format!("⋯ {left} more differences; --full shows them")));
+            let differences = if left == 1 { "difference" } else { "differences" };
+            let more = format!("⋯ {left} more {differences}; --full shows everything");
+            let _ = writeln!(out, "\n      {}", paint(DIM, &more));
         }
     }
 

@@ -16,7 +16,7 @@ pub(super) fn did(record: &Record) -> String {
         Event::FirstInstruction { cs, ip } => format!("let it run its first instruction at {cs:04x}:{ip:04x}"),
         Event::TripleFault => "ran it into a triple fault".into(),
         Event::Unimplemented { .. } => format!("met what {}", describe(&record.event)),
-        Event::IcrWrite { .. } => format!("saw the guest's {}", describe(&record.event)),
+        Event::IcrWrite { .. } => format!("saw the {}", describe(&record.event)),
         Event::DestinationResolved { rule, among, targets, .. } => {
             if among == targets && !among.is_empty() {
                 format!("{} {targets}", rule.in_words())

@@ -16,6 +16,8 @@ const RED_PER_PAIRING: usize = 2;
 
 /// What the grid needs to know beside the results.
 pub struct Context<'a> {
+    /// The kernels in the order of the rows.
+    pub kernels: &'a [&'a str],
     /// Whether a cell stands beside the grid, in a line of its own.
     pub beside: &'a dyn Fn(&Cell) -> bool,
     /// The options that repeat a run of one cell as this one was run, each after a space.
@@ -69,7 +71,7 @@ pub fn render(results: &[CellResult], context: &Context<'_>) -> String {
         results.iter().partition(|result| (context.beside)(&result.cell));
     let mut out = String::new();
     if !inside.is_empty() {
-        table(&mut out, &inside);
+        table(&mut out, &inside, context.kernels);
     }
     if !beside.is_empty() {
         list_beside(&mut out, &beside);
@@ -85,8 +87,9 @@ fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names.filter(|name| seen.insert(*name)).collect()
 }
 
-fn table(out: &mut String, results: &[&CellResult]) {
-    let kernels = in_order(results.iter().map(|result| result.cell.kernel.as_str()));
+fn table(out: &mut String, results: &[&CellResult], kernels: &[&str]) {
+    let there: BTreeSet<&str> = results.iter().map(|result| result.cell.kernel.as_str()).collect();
+    let kernels: Vec<&str> = kernels.iter().copied().filter(|kernel| there.contains(kernel)).collect();
     let frontends = in_order(results.iter().map(|result| result.cell.frontend.as_str()));
     let entries: Vec<Vec<Vec<Span>>> = kernels
         .iter()
@@ -329,6 +332,7 @@ mod tests {
 
     fn plain(results: &[CellResult]) -> String {
         let context = Context {
+            kernels: &["fbsd-13.1", "main-7c326ab5", "naive-widen", "fbsd-13.2"],
             beside: &|cell| cell.guest == "triple-fault",
             repeated: " --seed 7",
             duration: Duration::from_millis(1234),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use vmm::abi::exitcode;
-use vmm::trace::{DeliveryMode, Event, Record, Seq, Trace};
+use vmm::trace::{Event, Record, Seq, Trace};
 
 /// Whether an event belongs to the canonical form. `cause` is the event that led to it.
 #[must_use]
@@ -32,18 +32,17 @@ pub fn is_significant(event: &Event, cause: Option<&Event>) -> bool {
         Event::Ioctl { name, errno: 0, .. } if matches!(cause, Some(Event::Exit { code: exitcode::INOUT, .. })) => {
             name == "VM_SUSPEND"
         }
-        // A question that succeeded changes nothing, and some are asked in a loop.
+        // A question that succeeded changes nothing, and some are asked in a loop; the devices' interrupt lines follow time.
         Event::Ioctl { name, errno: 0, .. } => {
-            !name.starts_with("VM_GET_")
-                // Interrupt lines of the devices follow their time.
-                && !(name.contains("_ASSERT_IRQ") || name.contains("_DEASSERT_IRQ") || name.contains("_PULSE_IRQ"))
+            let question = name.starts_with("VM_GET_");
+            let interrupt_line = ["_ASSERT_IRQ", "_DEASSERT_IRQ", "_PULSE_IRQ"].iter().any(|line| name.ends_with(line));
+            !question && !interrupt_line
         }
         // Whether a thread of a dying process still ends by itself is a race that means nothing.
         Event::TaskEnded => false,
         // Only `soft` can say so, and the guest's #UD shows in its reports.
         Event::Unimplemented { .. } => false,
-        // An NMI or fixed interrupt is a guest's own doing, and its number is fixed; the others stay as well.
-        Event::IpiDelivered { mode: DeliveryMode::ExtInt, .. } => false,
+        // Everything else: IPIs of every mode too, for a guest sends a fixed number of them.
         _ => true,
     }
 }

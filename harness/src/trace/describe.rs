@@ -2,7 +2,7 @@
 
 use crate::outcome::test_name;
 use vmm::abi::Errno;
-use vmm::trace::{DropReason, Event, GuestReport, Shorthand, StartupStore};
+use vmm::trace::{DeliveryMode, DropReason, Event, GuestReport, Shorthand, StartupStore};
 
 /// An errno as its name, or as the number when it is no known one.
 #[must_use]
@@ -37,6 +37,11 @@ fn store(store: StartupStore) -> &'static str {
         StartupStore::BootState => "boot_state",
         StartupStore::StartupCpus => "startup_cpus",
     }
+}
+
+/// The mode, with the vector where it means something: INIT ignores it (SDM 3A 11.6.1).
+fn ipi(mode: DeliveryMode, vector: u8) -> String {
+    if mode == DeliveryMode::Init { mode.to_string() } else { format!("{mode} vector {vector:#04x}") }
 }
 
 fn report(report: &GuestReport) -> String {
@@ -75,7 +80,7 @@ pub fn describe(event: &Event) -> String {
                 Shorthand::AllExcludingSelf => "all but itself".into(),
             };
             let by = if *msr { "x2APIC" } else { "xAPIC" };
-            format!("ICR write: {mode}{level} vector {vector:#04x} to {to} ({by})")
+            format!("ICR write {:#x}: {}{level} to {to} ({by})", icr & 0xffff_ffff, ipi(*mode, *vector))
         }
         Event::DestinationResolved { mode, rule, among, targets } => {
             if among == targets {
@@ -87,10 +92,8 @@ pub fn describe(event: &Event) -> String {
         Event::ExitMask { mode, ipimask, dmask } => {
             format!("{mode}: is for {ipimask}, but the exit carries {dmask}")
         }
-        Event::IpiDelivered { mode, vector, targets } => format!("{mode} vector {vector:#04x} delivered to {targets}"),
-        Event::IpiDropped { mode, vector, why } => {
-            format!("{mode} vector {vector:#04x} dropped: {}", drop_reason(*why))
-        }
+        Event::IpiDelivered { mode, vector, targets } => format!("{} delivered to {targets}", ipi(*mode, *vector)),
+        Event::IpiDropped { mode, vector, why } => format!("{} dropped: {}", ipi(*mode, *vector), drop_reason(*why)),
         Event::IcrUnhandled { mode } => format!("{mode}: the ICR write goes to userspace"),
         Event::VcpuAllocated => "vCPU allocated".into(),
         Event::VcpuActivated => "vCPU activated".into(),
