@@ -1,1 +1,144 @@
 //! The userspace side: bhyve and its relatives, one module per personality.
+//!
+//! A [`Frontend`] is a version of a program that runs virtual machines. Its [`Frontend::main`] is the body of a cell's first
+//! task: the process. It reaches the kernel through `libvmmapi` alone, which is to say through ioctls; the PC that it builds
+//! around the processors is in `pc`.
+
+mod bhyve;
+mod console;
+mod libvmmapi;
+mod pc;
+
+pub use console::Console;
+
+use bhyve::Personality;
+use libvmmapi::System;
+use std::fmt;
+use std::sync::Arc;
+use vmm::host::Host;
+use vmm::kernel::Kernel;
+
+/// The mode that local APICs begin in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ApicMode {
+    /// MMIO at 0xFEE00000 (`-a`).
+    Xapic,
+    /// MSRs from 0x800 on (`-x`).
+    X2apic,
+}
+
+impl ApicMode {
+    /// Both modes.
+    pub const ALL: [ApicMode; 2] = [ApicMode::Xapic, ApicMode::X2apic];
+
+    /// The name in cells.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ApicMode::Xapic => "xapic",
+            ApicMode::X2apic => "x2apic",
+        }
+    }
+
+    /// The mode with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<ApicMode> {
+        ApicMode::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+impl fmt::Display for ApicMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `-c cpus=,sockets=,cores=,threads=`: how the vCPUs are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Sockets.
+    pub sockets: u16,
+    /// Cores of each socket.
+    pub cores: u16,
+    /// Threads of each core.
+    pub threads: u16,
+}
+
+/// A command line: `-H`, no `-P`, `-e` or `-w`, COM1 on the console, a host bridge, an LPC bridge and a boot ROM.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The VM's name.
+    pub vm_name: String,
+    /// `-c`: how many vCPUs.
+    pub vcpus: u16,
+    /// Their layout; `None` makes each a socket of its own.
+    pub topology: Option<Topology>,
+    /// `-a` or `-x`.
+    pub apic: ApicMode,
+    /// `-m`: RAM in bytes, a multiple of 4 KiB.
+    pub memory_bytes: u64,
+    /// `-l bootrom,…`: the ROM that ends at 4 GiB, 4 KiB to 16 MiB in whole pages.
+    pub bootrom: Arc<[u8]>,
+    /// `-A`: ACPI tables beside the MP table.
+    pub acpi: bool,
+}
+
+impl Launch {
+    /// A VM of 16 MiB with MP table and ACPI tables.
+    #[must_use]
+    pub fn new(vm_name: &str, vcpus: u16, apic: ApicMode, bootrom: impl Into<Arc<[u8]>>) -> Launch {
+        Launch {
+            vm_name: vm_name.to_owned(),
+            vcpus,
+            topology: None,
+            apic,
+            memory_bytes: 16 << 20,
+            bootrom: bootrom.into(),
+            acpi: true,
+        }
+    }
+}
+
+/// A version of a VMM's userspace.
+#[derive(Clone, Copy)]
+pub struct Frontend {
+    personality: &'static dyn Personality,
+}
+
+impl Frontend {
+    /// Every frontend, oldest first.
+    pub fn all() -> impl Iterator<Item = Frontend> {
+        bhyve::PERSONALITIES.into_iter().map(|personality| Frontend { personality })
+    }
+
+    /// The frontend with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Frontend> {
+        Frontend::all().find(|frontend| frontend.name() == name)
+    }
+
+    /// The name in cells.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.personality.name()
+    }
+
+    /// What it is, in one sentence.
+    #[must_use]
+    pub fn about(&self) -> &'static str {
+        self.personality.about()
+    }
+
+    /// The process, from `main` to its end, which is the cell's ([`vmm::host::End::Exit`] or [`vmm::host::End::Abort`]): the
+    /// body of the cell's first task.
+    pub fn main(&self, host: &Host, kernel: &Kernel, launch: &Launch, console: &Console) -> ! {
+        let system: Arc<dyn System> = Arc::new(kernel.clone());
+        bhyve::run(self.personality, host, &system, launch, console)
+    }
+}
+
+impl fmt::Debug for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,1 +1,17 @@
-//! The harness: matrix, runner, diff, reports.
+//! The harness of spinup: everything above the VMM.
+//!
+//! Read in the direction of the data: [`matrix`] says which [`cell`]s there are and what is expected of each; [`run`]
+//! runs them; [`outcome`] says what was observed, from the trace alone; [`matrix::verdict`] compares both; [`report`]
+//! tells people and programs. [`trace`] stores, prints and canonicalises traces, and [`diff`] finds where two of them part
+//! ways. [`cli`] is the command line over all of it.
+
+pub mod catalog;
+pub mod cell;
+pub mod cli;
+pub mod diff;
+pub mod matrix;
+pub mod outcome;
+pub mod pattern;
+pub mod report;
+pub mod run;
+pub mod trace;

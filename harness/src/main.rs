@@ -1,2 +1,7 @@
-//! The command line.
-fn main() {}
+//! The command line of spinup.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(spinup::cli::main())
+}

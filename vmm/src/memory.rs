@@ -1,6 +1,9 @@
 //! Guest memory: segments of host memory that the kernel allocates, the engine maps into the guest's physical address
 //! space, and the frontend maps into its own.
-#![allow(unsafe_code, reason = "guest memory is shared with running guest code, so it is accessed through raw pointers")]
+#![allow(
+    unsafe_code,
+    reason = "guest memory is shared with running guest code, so it is accessed through raw pointers"
+)]
 
 use memmap2::MmapRaw;
 use std::fmt;

@@ -7,8 +7,11 @@
 //! * An exit that asks for something ([`Exit::IoIn`], [`Exit::MmioRead`], [`Exit::RdMsr`]…) is answered with
 //!   [`EngineVcpu::complete`] before the next [`EngineVcpu::run`]; so is a write. Until that next `run` has finished the
 //!   instruction, [`EngineVcpu::interruptible`] is false.
-//! * Setting a register abandons whatever instruction was in flight.
+//! * Setting a register abandons whatever instruction was in flight. Setting RIP also drops the events that were injected and
+//!   not delivered yet: they belonged to where the vCPU was, and a vCPU that is reset must not start with them.
 
+#[cfg(test)]
+mod conformance;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod soft;
@@ -75,9 +78,51 @@ impl Reg {
     pub const ALL: [Reg; 45] = {
         use Reg::*;
         [
-            Rax, Rbx, Rcx, Rdx, Rsi, Rdi, Rbp, R8, R9, R10, R11, R12, R13, R14, R15, Cr0, Cr3, Cr4, Dr7, Rsp, Rip, Rflags,
-            Es, Cs, Ss, Ds, Fs, Gs, Ldtr, Tr, Idtr, Gdtr, Efer, Cr2, Pdpte0, Pdpte1, Pdpte2, Pdpte3, IntrShadow, Dr0, Dr1,
-            Dr2, Dr3, Dr6, EntryInstLength,
+            Rax,
+            Rbx,
+            Rcx,
+            Rdx,
+            Rsi,
+            Rdi,
+            Rbp,
+            R8,
+            R9,
+            R10,
+            R11,
+            R12,
+            R13,
+            R14,
+            R15,
+            Cr0,
+            Cr3,
+            Cr4,
+            Dr7,
+            Rsp,
+            Rip,
+            Rflags,
+            Es,
+            Cs,
+            Ss,
+            Ds,
+            Fs,
+            Gs,
+            Ldtr,
+            Tr,
+            Idtr,
+            Gdtr,
+            Efer,
+            Cr2,
+            Pdpte0,
+            Pdpte1,
+            Pdpte2,
+            Pdpte3,
+            IntrShadow,
+            Dr0,
+            Dr1,
+            Dr2,
+            Dr3,
+            Dr6,
+            EntryInstLength,
         ]
     };
 
@@ -161,7 +206,7 @@ pub enum Exit {
     RdMsr { index: u32 },
     /// WRMSR of a register that the engine does not keep (`Completion::Done` or `GeneralProtection`).
     WrMsr { index: u32, value: u64 },
-    /// CR8 was written; the task priority is now `tpr` (bits 7:4 of the TPR).
+    /// CR8 was written; the TPR is now `tpr`, whose bits 7:4 are CR8 (SDM 3A 11.8.6.1).
     TprWrite { tpr: u8 },
     /// HLT was executed; the next run goes on behind it.
     Hlt,
@@ -220,7 +265,14 @@ pub trait EngineVm: Send + Sync {
     ///
     /// # Errors
     /// When the host refuses.
-    fn map(&self, gpa: u64, segment: &Arc<Segment>, offset: u64, len: u64, protection: Protection) -> Result<(), EngineError>;
+    fn map(
+        &self,
+        gpa: u64,
+        segment: &Arc<Segment>,
+        offset: u64,
+        len: u64,
+        protection: Protection,
+    ) -> Result<(), EngineError>;
 
     /// Removes a mapping made by [`EngineVm::map`], whole.
     ///
@@ -252,7 +304,7 @@ pub trait EngineVcpu: Send {
     /// Replaces the CPUID table.
     fn set_cpuid(&mut self, table: &[CpuidEntry]);
 
-    /// Sets CR8 from the local APIC's task priority (bits 7:4 of the TPR).
+    /// Sets CR8 from bits 7:4 of the local APIC's TPR.
     fn set_cr8(&mut self, tpr: u8);
 
     /// Runs the guest for at most `budget_ns` nanoseconds of the engine's time, at least one instruction.

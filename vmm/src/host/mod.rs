@@ -12,11 +12,21 @@
 //! [`Host::sleep`], [`Host::wait`], [`Host::outside`]) is atomic. A lock must not be held across such a call, and a wake-up
 //! between testing a condition and waiting for it cannot be lost. On threads, [`Host::outside`] alone lets others run at
 //! the same time: that is where guests execute.
+//!
+//! A cell ends once, by [`Host::end`] or by its host. Every task is then unwound where it can switch: its destructors run,
+//! and in them the calls that can switch return at once. A destructor must therefore not loop on [`Host::wait`], and can
+//! neither end the cell nor its task.
 
+mod random;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod virtual_time;
 
 use crate::trace::{Event, Seq, Trace};
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,61 +74,267 @@ pub enum Woken {
 /// A handle on the host of one cell; clones are the same host.
 #[derive(Clone)]
 pub struct Host {
-    // private: Arc of the runtime and the recorder
+    runtime: Arc<dyn Runtime>,
 }
 
-#[cfg(any())] // THE API TO IMPLEMENT; remove this attribute
 impl Host {
     /// A host in virtual time. `seed` picks the interleaving; the cell ends with [`End::Deadline`] when the task whose
     /// turn it is has a clock past `limit_ns`.
-    pub fn virtual_time(seed: u64, limit_ns: u64) -> Host;
+    ///
+    /// A loop that does nothing but [`Host::yield_now`] makes no time pass and so never ends: it has to
+    /// [`Host::relax`], [`Host::charge`] or [`Host::wait`].
+    #[must_use]
+    pub fn virtual_time(seed: u64, limit_ns: u64) -> Host {
+        Host { runtime: Arc::new(virtual_time::VirtualTime::new(seed, limit_ns)) }
+    }
+
     /// A host of threads in real time, ended with [`End::Deadline`] after `limit`.
-    pub fn threads(limit: Duration) -> Host;
+    #[must_use]
+    pub fn threads(limit: Duration) -> Host {
+        Host { runtime: Arc::new(threads::Threads::new(limit)) }
+    }
 
     /// Runs a cell: spawns `main` as the first task, and returns when the cell has ended and all its tasks are gone.
-    /// Returning from `main` ends the cell with Exit(0).
-    pub fn run(&self, name: &str, main: impl FnOnce() + Send + 'static) -> Finished;
+    /// Returning from `main` ends the cell with `Exit(0)`, and so does the last task when it ends.
+    ///
+    /// On threads, a task that does not come back from [`Host::outside`] within two seconds after the end is given up: that
+    /// is [`End::HarnessError`].
+    ///
+    /// # Panics
+    /// When the host has run a cell before.
+    pub fn run(&self, name: &str, main: impl FnOnce() + Send + 'static) -> Finished {
+        Arc::clone(&self.runtime).run(name, Box::new(main))
+    }
 
-    // ---- for tasks of the cell ----
-    /// Starts a task (emits TaskSpawned with the current cause; the new task's first cause is that event).
-    pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static);
-    /// Ends the current task (pthread_exit). Emits TaskEnded. Unwinds; destructors run.
-    pub fn exit_task(&self) -> !;
-    /// Ends the cell: every other task is unwound at its next switch point, the current one now. The first call wins.
-    /// Emits ProcessExit / Abort / Panic / Deadline / Deadlock accordingly.
-    pub fn end(&self, end: End) -> !;
-    /// Called once, from any task, when the cell ends: lets the kernel kick running vCPUs.
-    pub fn on_end(&self, hook: impl Fn() + Send + 'static);
+    // -- for tasks of the cell ------------------------------------------------------------------------------------------
 
-    /// The current task's clock, ns since the cell began.
-    pub fn now(&self) -> u64;
-    /// Virtual time: the current task has used `ns`; its clock advances, nothing switches. Threads: nothing.
-    pub fn charge(&self, ns: u64);
-    /// How long the current task may run now before it should call `preempt`, in ns (>= 1): in virtual time a slice whose
-    /// length the seed varies; on threads a large constant (100 ms).
-    pub fn slice(&self) -> u64;
-    /// Yields if another task's clock is behind the current one's (virtual time); threads: lets waiters for the baton go.
-    pub fn yield_now(&self);
-    pub fn sleep(&self, ns: u64);
-    /// Waits until `wake(channel)`, or for `timeout` ns. A waiter that is woken has its clock advanced to the waker's.
-    pub fn wait(&self, channel: WaitChannel, timeout: Option<u64>) -> Woken;
+    /// Starts a task, which takes its first turn at the present time of the current one. Emits
+    /// [`Event::TaskSpawned`] with the current cause; that event is the new task's first cause.
+    pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) {
+        Arc::clone(&self.runtime).spawn(name, Box::new(body));
+    }
+
+    /// Ends the current task (`pthread_exit`). Its destructors run, then [`Event::TaskEnded`] is emitted, as it is when the
+    /// task's body returns.
+    ///
+    /// # Panics
+    /// Outside any task.
+    pub fn exit_task(&self) -> ! {
+        self.runtime.require_task();
+        unwind()
+    }
+
+    /// Ends the cell: the current task is unwound now, every other one at its next switch point. The first call wins.
+    /// Emits the [`Event`] of that end; the trace is closed behind it.
+    ///
+    /// # Panics
+    /// Outside any task.
+    pub fn end(&self, end: End) -> ! {
+        self.runtime.require_task();
+        self.runtime.end(end);
+        unwind()
+    }
+
+    /// Registers what is called once, from any task, when the cell ends: with it the kernel kicks running vCPUs. Called at
+    /// once when the cell has ended already.
+    pub fn on_end(&self, hook: impl Fn() + Send + 'static) {
+        self.runtime.on_end(Box::new(hook));
+    }
+
+    /// The current task's clock, in nanoseconds since the cell began; 0 outside any task in virtual time.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.runtime.now()
+    }
+
+    /// In virtual time: the current task has used `ns` nanoseconds; its clock advances, nothing switches. On threads:
+    /// nothing, for time passes by itself.
+    pub fn charge(&self, ns: u64) {
+        self.runtime.charge(ns);
+    }
+
+    /// How long the current task may go on before it should call [`Host::yield_now`], in nanoseconds, at least 1: in
+    /// virtual time 2 to 8 µs, which the seed varies; on threads 100 ms.
+    #[must_use]
+    pub fn slice(&self) -> u64 {
+        self.runtime.slice()
+    }
+
+    /// Lets others go first: in virtual time those whose clock is behind, on threads those that wait for their turn.
+    pub fn yield_now(&self) {
+        self.runtime.yield_now();
+    }
+
+    /// Goes on `ns` nanoseconds later.
+    pub fn sleep(&self, ns: u64) {
+        self.runtime.wait(None, Some(ns));
+    }
+
+    /// Waits until [`Host::wake`] on the channel, or for `timeout` nanoseconds. Who is woken goes on at the waker's time,
+    /// in virtual time too.
+    pub fn wait(&self, channel: WaitChannel, timeout: Option<u64>) -> Woken {
+        self.runtime.wait(Some(channel), timeout)
+    }
+
     /// Wakes all who wait on the channel. Nobody waiting: nothing.
-    pub fn wake(&self, channel: WaitChannel);
-    /// The current task found nothing to do `streak` times in a row (PAUSE loop): in virtual time advances its clock by
-    /// min(64 ns << streak, 32 µs) and yields; on threads yields the CPU.
-    pub fn relax(&self, streak: u32);
-    /// Runs `f` while other tasks of the cell may run (threads); plainly calls it in virtual time.
-    pub fn outside<R>(&self, f: impl FnOnce() -> R) -> R;
-    /// A number from the seed, for decisions that a schedule may vary.
-    pub fn random(&self) -> u64;
+    pub fn wake(&self, channel: WaitChannel) {
+        self.runtime.wake(channel);
+    }
 
-    // ---- trace ----
-    /// Records an event of the current task; its cause is the task's current cause. Returns its number.
-    pub fn emit(&self, vcpu: Option<u16>, event: Event) -> Seq;
-    /// As `emit`, with a cause of its own.
-    pub fn emit_caused(&self, cause: Option<Seq>, vcpu: Option<u16>, event: Event) -> Seq;
+    /// The current task found nothing to do `streak` times in a row (a PAUSE loop): in virtual time its clock advances by
+    /// min(64 ns · 2^`streak`, 32 µs) and others go first; on threads the CPU is offered to others.
+    pub fn relax(&self, streak: u32) {
+        self.runtime.relax(streak);
+    }
+
+    /// Runs `f` while other tasks of the cell may run (threads); plainly calls it in virtual time. `f` must use nothing of
+    /// the cell that other tasks use.
+    pub fn outside<R>(&self, f: impl FnOnce() -> R) -> R {
+        /// Comes back in when `f` panics, too.
+        struct Outside<'a>(&'a dyn Runtime, bool);
+        impl Drop for Outside<'_> {
+            fn drop(&mut self) {
+                if self.1 {
+                    self.0.come_in();
+                }
+            }
+        }
+        let left = self.runtime.leave();
+        let outside = Outside(&*self.runtime, left);
+        let result = f();
+        drop(outside);
+        self.runtime.unwind_if_ended();
+        result
+    }
+
+    /// A number from the seed, for decisions that a schedule may vary.
+    #[must_use]
+    pub fn random(&self) -> u64 {
+        self.runtime.random()
+    }
+
+    // -- trace ----------------------------------------------------------------------------------------------------------
+
+    /// Records an event of the current task; its cause is the task's current cause. Returns its number, which may stand
+    /// for no event once the trace is full or the cell has ended, and is then no cause either.
+    pub fn emit(&self, vcpu: Option<u16>, event: Event) -> Seq {
+        self.runtime.emit(Cause::Current, vcpu, event)
+    }
+
+    /// As [`Host::emit`], with a cause of its own.
+    pub fn emit_caused(&self, cause: Option<Seq>, vcpu: Option<u16>, event: Event) -> Seq {
+        self.runtime.emit(Cause::Given(cause), vcpu, event)
+    }
+
     /// Sets the current task's cause, and returns the one before.
-    pub fn set_cause(&self, cause: Option<Seq>) -> Option<Seq>;
+    pub fn set_cause(&self, cause: Option<Seq>) -> Option<Seq> {
+        self.runtime.set_cause(cause)
+    }
+
     /// The current task's cause.
-    pub fn cause(&self) -> Option<Seq>;
+    #[must_use]
+    pub fn cause(&self) -> Option<Seq> {
+        self.runtime.cause()
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.runtime.name())
+    }
+}
+
+/// What a task runs.
+type Body = Box<dyn FnOnce() + Send>;
+
+/// What is called when a cell ends.
+type Hook = Box<dyn Fn() + Send>;
+
+/// The task name of events that happen outside any task.
+const NO_TASK: &str = "host";
+
+/// Where the cause of an event comes from.
+#[derive(Clone, Copy)]
+enum Cause {
+    /// From the current task.
+    Current,
+    /// From the caller.
+    Given(Option<Seq>),
+}
+
+impl Cause {
+    fn or(self, current: Option<Seq>) -> Option<Seq> {
+        match self {
+            Cause::Current => current,
+            Cause::Given(cause) => cause,
+        }
+    }
+}
+
+/// What stands behind a [`Host`]; the methods are those of [`Host`] where nothing else is said.
+trait Runtime: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn run(self: Arc<Self>, name: &str, main: Body) -> Finished;
+    fn spawn(self: Arc<Self>, name: &str, body: Body);
+    /// Panics outside any task.
+    fn require_task(&self);
+    /// Ends the cell, but does not unwind the current task.
+    fn end(&self, end: End);
+    fn on_end(&self, hook: Hook);
+    fn now(&self) -> u64;
+    fn charge(&self, ns: u64);
+    fn slice(&self) -> u64;
+    fn yield_now(&self);
+    /// Waits on a channel, or on none: then for the time alone.
+    fn wait(&self, channel: Option<WaitChannel>, timeout: Option<u64>) -> Woken;
+    fn wake(&self, channel: WaitChannel);
+    fn relax(&self, streak: u32);
+    /// Lets other tasks run while the current one is outside; `false` if it stays in after all.
+    fn leave(&self) -> bool;
+    /// Undoes a [`Runtime::leave`] that returned `true`. Never unwinds.
+    fn come_in(&self);
+    /// Unwinds the current task if the cell has ended, unless it is unwinding already.
+    fn unwind_if_ended(&self);
+    fn random(&self) -> u64;
+    fn emit(&self, cause: Cause, vcpu: Option<u16>, event: Event) -> Seq;
+    fn set_cause(&self, cause: Option<Seq>) -> Option<Seq>;
+    fn cause(&self) -> Option<Seq>;
+}
+
+/// What travels up the stack of a task that has to end.
+struct Unwind;
+
+/// Ends the current task from within.
+fn unwind() -> ! {
+    // Not `panic!`: the hook has nothing to say about a task that ends as it should.
+    resume_unwind(Box::new(Unwind))
+}
+
+/// What became of a task's body.
+enum Fate {
+    Returned,
+    Unwound,
+    /// It panicked in the sense of Rust; the message.
+    Panicked(String),
+}
+
+/// Runs a task's body to its end, whatever that is.
+fn run_body(body: impl FnOnce()) -> Fate {
+    // Unwind safe: what the body shares with others is the cell, which ends with a panic.
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(()) => Fate::Returned,
+        Err(payload) if payload.is::<Unwind>() => Fate::Unwound,
+        Err(payload) => Fate::Panicked(panic_message(&*payload)),
+    }
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a message").to_owned()
+}
+
+/// The end of a cell whose task panicked in the sense of Rust.
+fn task_panicked(task: &str, message: &str) -> End {
+    End::HarnessError(format!("Task {task} panicked: {message}"))
 }

@@ -1,9 +1,14 @@
 //! The trace: one typed stream of events for each cell, from which everything that spinup says is derived.
 
 mod event;
+mod jsonl;
+mod recorder;
+/// The report port: how a bare-metal guest tells the harness how far it came.
 pub mod report_port;
 
 pub use event::{DeliveryMode, DestinationRule, DropReason, Event, GuestReport, Layer, Shorthand, StartupStore};
+pub use jsonl::{Header, ReadError};
+pub(crate) use recorder::Recorder;
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

@@ -212,7 +212,10 @@ impl EngineVcpu for SoftVcpu {
             Reg::Cr2 => cpu.cr2 = value,
             Reg::Cr3 => cpu.cr3 = value,
             Reg::Cr4 => cpu.cr4 = value,
-            Reg::Rip => cpu.set_rip(value),
+            Reg::Rip => {
+                cpu.set_rip(value);
+                (cpu.pending_exception, cpu.pending_interrupt, cpu.pending_nmi) = (None, None, false);
+            }
             Reg::Rflags => cpu.set_rflags(value),
             Reg::Efer => cpu.efer = value,
             Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 => cpu.dr[reg as usize - Reg::Dr0 as usize] = value,

@@ -1,0 +1,98 @@
+//! The running machine: what all threads of the process share, and the life of vCPU threads.
+
+use super::process::{Process, Run, status};
+use super::{Personality, vm_loop};
+use crate::ApicMode;
+use crate::libvmmapi::{GuestMemory, Vm};
+use crate::pc::Pc;
+use parking_lot::Mutex;
+use std::convert::Infallible;
+use std::sync::Arc;
+use vmm::cpuset::CpuSet;
+use vmm::host::WaitChannel;
+
+/// The vCPU that boots.
+pub(super) const BSP: i32 = 0;
+
+/// What `mevent_dispatch` waits on: nobody ever wakes it.
+const MEVENT: WaitChannel = WaitChannel(0xb47e_0000);
+/// `resetcpu_cond`: a vCPU's thread is about to end.
+const RESETCPU: WaitChannel = WaitChannel(0xb47e_0001);
+
+/// A machine with its memory and devices.
+pub(crate) struct Machine {
+    pub(super) process: Process,
+    pub(super) vm: Vm,
+    pub(super) apic: ApicMode,
+    /// `guest_ncpus`.
+    pub(super) vcpus: u16,
+    pub(super) pc: Pc,
+    pub(super) memory: GuestMemory,
+    pub(super) personality: &'static dyn Personality,
+    /// The vCPUs that have a thread.
+    cpumask: Mutex<CpuSet>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        process: Process,
+        vm: Vm,
+        apic: ApicMode,
+        vcpus: u16,
+        pc: Pc,
+        memory: GuestMemory,
+        personality: &'static dyn Personality,
+    ) -> Arc<Machine> {
+        let cpumask = Mutex::new(CpuSet::EMPTY);
+        Arc::new(Machine { process, vm, apic, vcpus, pc, memory, personality, cpumask })
+    }
+
+    /// The part of `fbsdrun_addcpu` that every version begins with: activates the vCPU and notes that it has a thread.
+    pub(super) fn activate(&self, vcpu: i32) -> Run<()> {
+        self.vm
+            .activate_cpu(vcpu)
+            .map_err(|errno| self.process.err(status::EX_OSERR, &format!("could not activate CPU {vcpu}"), errno))?;
+        self.cpumask.lock().insert(index(vcpu));
+        Ok(())
+    }
+
+    /// The part that it ends with: the vCPU's thread. `start_rip` is where the thread sets RIP first, in versions where it
+    /// does.
+    pub(super) fn start_thread(self: &Arc<Machine>, vcpu: i32, start_rip: Option<u64>) {
+        let machine = Arc::clone(self);
+        self.process.host.spawn(&format!("vcpu {vcpu}"), move || {
+            if let Err(end) = vm_loop::vm_loop(&machine, vcpu, start_rip) {
+                machine.process.host.end(end);
+            }
+        });
+    }
+
+    /// `fbsdrun_deletecpu`, and what `vmexit_suspend` does with it: an AP's thread tells the BSP's and may end, the BSP's
+    /// waits until it is the last.
+    pub(super) fn delete_cpu(&self, vcpu: i32) -> Run<()> {
+        if !self.cpumask.lock().remove(index(vcpu)) {
+            let line = format!("Attempting to delete unknown cpu {vcpu}");
+            return Err(self.process.exit(status::ERROR, &line));
+        }
+        if vcpu != BSP {
+            self.process.host.wake(RESETCPU);
+            return Ok(());
+        }
+        while !self.cpumask.lock().is_empty() {
+            self.process.host.wait(RESETCPU, None);
+        }
+        Ok(())
+    }
+
+    /// `mevent_dispatch`: the main thread has nothing more to do.
+    pub(super) fn mevent_dispatch(&self) -> Run<Infallible> {
+        loop {
+            self.process.host.wait(MEVENT, None);
+        }
+    }
+}
+
+/// A vCPU's place in a set; those that are no vCPU have none.
+fn index(vcpu: i32) -> usize {
+    usize::try_from(vcpu).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,204 @@
+//! From the command line to a machine that is ready for its first vCPU: steps 1 to 5 of every personality, in pieces that
+//! each puts together in its own order.
+
+use super::Personality;
+use super::machine::{BSP, Machine};
+use super::process::{Place, Process, Run, status};
+use crate::libvmmapi::{FOUR_GIB, Generation, GuestMemory, System, VM_BOOTROM, Vm};
+use crate::pc::{Pc, acpi, mptable};
+use crate::{ApicMode, Launch};
+use std::sync::Arc;
+use vmm::abi::{Errno, cap};
+use vmm::engine::Reg;
+use vmm::memory::PAGE_SIZE;
+
+const MAIN: Place = Place { function: "main", file: "bhyverun.c" };
+
+/// Room for the boot ROM below 4 GiB.
+const BOOTROM_SIZE: u64 = 16 << 20;
+/// `PROT_READ | PROT_EXEC`.
+const PROT_READ_EXEC: i32 = 5;
+
+/// What the guest's RTC says when the machine starts, always, so that runs are alike: the day of 13.2-RELEASE, 2023-04-11
+/// 00:00 UTC, in seconds since 1970.
+const RTC_EPOCH: i64 = 1_681_171_200;
+
+/// A command line after `calc_topology`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cpus {
+    /// `guest_ncpus`.
+    pub(super) count: u16,
+    sockets: u16,
+    cores: u16,
+    threads: u16,
+}
+
+/// `calc_topology`: `-c N` is N sockets; a full topology has to multiply to the number of vCPUs. \[read]
+pub(super) fn calc_topology(process: &Process, launch: &Launch) -> Run<Cpus> {
+    if launch.vcpus == 0 {
+        return Err(process.errx(status::ERROR, "Value for 'cpus' out of range: '0'"));
+    }
+    let Some(topology) = launch.topology else {
+        return Ok(Cpus { count: launch.vcpus, sockets: launch.vcpus, cores: 1, threads: 1 });
+    };
+    let crate::Topology { sockets, cores, threads } = topology;
+    let product = u64::from(sockets) * u64::from(cores) * u64::from(threads);
+    if product > u64::from(u16::MAX) {
+        let message = format!("Computed number of vCPUs too high: {product}");
+        return Err(process.errx(status::ERROR, &message));
+    }
+    if product != u64::from(launch.vcpus) {
+        let message = format!(
+            "Topology ({sockets} sockets, {cores} cores, {threads} threads) does not match {} vCPUs",
+            launch.vcpus
+        );
+        return Err(process.errx(status::ERROR, &message));
+    }
+    Ok(Cpus { count: launch.vcpus, sockets, cores, threads })
+}
+
+/// `do_open`: makes the VM or takes the one that is there, opens it and tells it the topology. \[read]
+///
+/// `maxcpus` is 0: no version lets the command line set it, and 13.1's kernel refuses anything else.
+pub(super) fn do_open(
+    process: &Process,
+    system: &Arc<dyn System>,
+    launch: &Launch,
+    cpus: Cpus,
+    generation: &'static dyn Generation,
+) -> Run<Vm> {
+    let reinit = match system.vm_create(&launch.vm_name) {
+        Ok(()) => false,
+        // There is always a boot ROM, so the VM is not one that a loader has prepared: it begins anew.
+        Err(Errno::EEXIST) => true,
+        Err(errno) => return Err(process.perror("vm_create", errno)),
+    };
+    let vm = Vm::open(system, &launch.vm_name, generation).map_err(|errno| process.perror("vm_open", errno))?;
+    if reinit {
+        vm.reinit().map_err(|errno| process.perror("vm_reinit", errno))?;
+    }
+    vm.set_topology(cpus.sockets, cpus.cores, cpus.threads, 0)
+        .map_err(|_| process.errx(status::EX_OSERR, "vm_set_topology"))?;
+    Ok(vm)
+}
+
+/// `num_vcpus_allowed` and what main does with it: as many as the kernel's topology says, or one when real mode is not to
+/// be had. \[read]
+pub(super) fn check_vcpus_allowed(process: &Process, vm: &Vm, cpus: Cpus) -> Run<()> {
+    let allowed =
+        vm.capability(BSP, cap::UNRESTRICTED_GUEST).and_then(|_| vm.topology()).map_or(1, |topology| topology.maxcpus);
+    if cpus.count > allowed {
+        let line = format!("{} vCPUs requested but only {allowed} available", cpus.count);
+        return Err(process.exit(status::ERROR, &line));
+    }
+    Ok(())
+}
+
+/// `fbsdrun_set_capabilities` as it was before IPI_EXIT: HLT leaves the guest (`-H`), the APIC mode (`-a`, `-x`), INVPCID
+/// if it can be had. \[read]
+pub(super) fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
+    if vm.capability(vcpu, cap::HALT_EXIT).is_err() {
+        return Err(process.exit(status::ERROR, "VM exit on HLT not supported"));
+    }
+    // The results of these two are not looked at, as there.
+    let _ignored = vm.set_capability(vcpu, cap::HALT_EXIT, 1);
+    if vm.set_x2apic_state(vcpu, apic == ApicMode::X2apic).is_err() {
+        return Err(process.exit(status::ERROR, "Unable to set x2apic state (-1)"));
+    }
+    let _ignored = vm.set_capability(vcpu, cap::ENABLE_INVPCID, 1);
+    Ok(())
+}
+
+/// Memory and devices, in main's order: RAM, the boot ROM's segment, the I/O APIC's pins, the RTC, the SCI, the boot ROM's
+/// contents.
+pub(super) fn machine(
+    process: Process,
+    vm: Vm,
+    launch: &Launch,
+    cpus: Cpus,
+    personality: &'static dyn Personality,
+) -> Run<Arc<Machine>> {
+    let memory = vm
+        .setup_memory(launch.memory_bytes)
+        .map_err(|errno| process.exit(status::ERROR, &format!("Unable to setup memory ({})", errno.number())))?;
+
+    // init_bootrom
+    let bootrom = vm
+        .create_devmem(VM_BOOTROM, "bootrom", BOOTROM_SIZE)
+        .map_err(|errno| process.err(status::ERROR, "init_bootrom: vm_create_devmem", errno))?;
+    // ioapic_init: how many pins PCI devices share; there are none.
+    let _pins = vm.ioapic_pincount();
+    rtc_init(&process, &vm, &memory)?;
+    // sci_init
+    let _ignored = vm.isa_set_irq_level_triggered(SCI_IRQ);
+    // init_pci: the LPC bridge loads the boot ROM.
+    let gpa = map_bootrom(&process, &vm, launch.bootrom.len() as u64)?;
+    assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), &launch.bootrom), "the ROM fits: its size was checked");
+
+    let pc = Pc::new(process.console());
+    Ok(Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality))
+}
+
+/// The ACPI interrupt.
+const SCI_IRQ: i32 = 9;
+
+/// `rtc_init`: the size of memory in the NVRAM cells where UEFI looks for it, and the time.
+fn rtc_init(process: &Process, vm: &Vm, memory: &GuestMemory) -> Run<()> {
+    /// 64 KiB chunks above 16 MiB and below 4 GiB.
+    const LMEM: [u8; 2] = [0x34, 0x35];
+    /// 64 KiB chunks above 4 GiB.
+    const HMEM: [u8; 3] = [0x5b, 0x5c, 0x5d];
+    const PLACE: Place = Place { function: "rtc_init", file: "rtc.c" };
+    let lowmem = (memory.lowmem.wrapping_sub(16 << 20) / (64 << 10)).to_le_bytes();
+    let highmem = (memory.highmem / (64 << 10)).to_le_bytes();
+    for (cell, value) in LMEM.into_iter().zip(lowmem).chain(HMEM.into_iter().zip(highmem)) {
+        process.assert_ok(vm.rtc_write(cell, value), PLACE)?;
+    }
+    process.assert_ok(vm.rtc_settime(RTC_EPOCH), PLACE)
+}
+
+/// `bootrom_loadrom`: checks the size and maps the ROM so that it ends at 4 GiB. Returns where it begins.
+fn map_bootrom(process: &Process, vm: &Vm, len: u64) -> Run<u64> {
+    let refused = |errno| process.perror("device emulation initialization error", errno);
+    if !(PAGE_SIZE..=BOOTROM_SIZE).contains(&len) {
+        process.eprintln(&format!("Invalid bootrom size {len}"));
+        return Err(refused(Errno::EINVAL));
+    }
+    if !len.is_multiple_of(PAGE_SIZE) {
+        process.eprintln(&format!("Bootrom size {len} is not a multiple of the page size"));
+        return Err(refused(Errno::EINVAL));
+    }
+    let gpa = FOUR_GIB - len;
+    vm.mmap_memseg(gpa, VM_BOOTROM, BOOTROM_SIZE - len, len, PROT_READ_EXEC).map_err(|errno| {
+        process.eprintln(&format!("bhyve: bootrom_alloc: vm_mmap_mapseg: {errno}"));
+        refused(errno)
+    })?;
+    Ok(gpa)
+}
+
+/// The BSP begins at the reset vector: UNRESTRICTED_GUEST and `vcpu_reset`. Returns its RIP. \[read]
+pub(super) fn boot_from_rom(machine: &Machine) -> Run<u64> {
+    let Machine { process, vm, .. } = machine;
+    if vm.set_capability(BSP, cap::UNRESTRICTED_GUEST, 1).is_err() {
+        let line = "ROM boot failed: unrestricted guest capability not available";
+        return Err(process.exit(status::ERROR, line));
+    }
+    process.assert_ok(vm.vcpu_reset(BSP), MAIN)?;
+    process.assert_ok(vm.register(BSP, Reg::Rip), MAIN)
+}
+
+/// The tables that tell the guest of its processors: the MP table, and ACPI's if asked for (`-A`).
+pub(super) fn build_tables(machine: &Machine, acpi_tables: bool) -> Run<()> {
+    let Machine { process, vm, memory, .. } = machine;
+    if !memory.write(mptable::MPTABLE_BASE, &mptable::build(machine.vcpus)) {
+        return Err(process.perror("error to build the guest tables", Errno::ENOMEM));
+    }
+    if !acpi_tables {
+        return Ok(());
+    }
+    // acpi_build
+    let hpet_capabilities = process.assert_ok(vm.hpet_capabilities(), MAIN)?;
+    let tables = acpi::build(acpi::Machine { vcpus: machine.vcpus, hpet_capabilities });
+    let written = tables.iter().all(|(at, table)| memory.write(*at, table));
+    process.assert(written, "error == 0", MAIN)
+}

@@ -1,0 +1,504 @@
+//! Each version's calls in order, and its ways to end, against a scripted kernel.
+
+use super::{PERSONALITIES, Personality, run};
+use crate::libvmmapi::System;
+use crate::libvmmapi::fake::{FakeKernel, Rules};
+use crate::{ApicMode, Console, Launch, Topology};
+use std::sync::Arc;
+use vmm::abi::{
+    Errno, ExitInout, ExitInstEmul, ExitIpi, ExitMsr, ExitSpinupAp, ExitSuspended, ExitVmx, VmExit, exitcode, suspend,
+};
+use vmm::cpuset::CpuSet;
+use vmm::engine::Reg;
+use vmm::host::{End, Host};
+use vmm::trace::{Event, GuestReport, Trace};
+
+struct Cell {
+    end: End,
+    kernel: FakeKernel,
+    console: Console,
+    trace: Trace,
+}
+
+impl Cell {
+    fn stderr(&self) -> String {
+        self.console.stderr().join("\n")
+    }
+
+    fn called(&self, call: &str) -> bool {
+        self.kernel.calls().iter().any(|line| line == call)
+    }
+}
+
+fn personality(name: &str) -> &'static dyn Personality {
+    PERSONALITIES.into_iter().find(|personality| personality.name() == name).expect("a frontend")
+}
+
+fn launch(vcpus: u16) -> Launch {
+    Launch::new("guest", vcpus, ApicMode::Xapic, vec![0xf4; 4096])
+}
+
+fn launched(name: &str, rules: Rules, launch: Launch, scripts: Vec<(i32, Vec<VmExit>)>) -> Cell {
+    let host = Host::virtual_time(1, 1_000_000_000);
+    let kernel = FakeKernel::new(&host, rules);
+    for (vcpu, exits) in scripts {
+        kernel.script(vcpu, exits);
+    }
+    let console = Console::new();
+    let system: Arc<dyn System> = Arc::new(kernel.clone());
+    let (personality, task_host, task_console) = (personality(name), host.clone(), console.clone());
+    let finished = host.run("bhyve", move || run(personality, &task_host, &system, &launch, &task_console));
+    Cell { end: finished.end, kernel, console, trace: finished.trace }
+}
+
+fn cell(name: &str, vcpus: u16, scripts: Vec<(i32, Vec<VmExit>)>) -> Cell {
+    launched(name, Rules::default(), launch(vcpus), scripts)
+}
+
+fn spinup_ap(vcpu: i32, rip: u64) -> VmExit {
+    VmExit::new(exitcode::SPINUP_AP, &ExitSpinupAp { vcpu, _pad: 0, rip })
+}
+
+fn ipi(mode: u32, targets: &[usize]) -> VmExit {
+    VmExit::new(exitcode::IPI, &ExitIpi::new(mode, 8, targets.iter().copied().collect::<CpuSet>()))
+}
+
+fn out(bytes: u8, port: u16, eax: u32) -> VmExit {
+    VmExit::new(exitcode::INOUT, &ExitInout::new(bytes, false, port, eax))
+}
+
+const INIT: u32 = 0x500;
+const STARTUP: u32 = 0x600;
+
+/// `do_open`, `num_vcpus_allowed` and the BSP's capabilities: what all versions begin with.
+const OPEN: &[&str] = &[
+    "create guest",
+    "open guest",
+    "VM_SET_TOPOLOGY 2 1 1 0",
+    "VM_GET_CAPABILITY 0 UNRESTRICTED_GUEST",
+    "VM_GET_TOPOLOGY",
+];
+
+const MEMORY_AND_DEVICES: &[&str] = &[
+    "VM_GET_MEMSEG 0",
+    "VM_ALLOC_MEMSEG 0",
+    "VM_MMAP_GETNEXT",
+    "VM_MMAP_MEMSEG 0x0 = segment 0 + 0x0, 0x1000000 bytes, prot 7",
+    "mmap 0x0 0x1000000",
+    "VM_GET_MEMSEG 1",
+    "VM_ALLOC_MEMSEG 1",
+    "map guest.bootrom",
+    "VM_IOAPIC_PINCOUNT",
+    "VM_RTC_WRITE",
+    "VM_RTC_WRITE",
+    "VM_RTC_WRITE",
+    "VM_RTC_WRITE",
+    "VM_RTC_WRITE",
+    "VM_RTC_SETTIME",
+    "VM_ISA_SET_IRQ_TRIGGER",
+    "VM_MMAP_GETNEXT",
+    "VM_MMAP_MEMSEG 0xfffff000 = segment 1 + 0xfff000, 0x1000 bytes, prot 5",
+];
+
+/// UNRESTRICTED_GUEST and `vcpu_reset` of the BSP, its RIP, and the tables.
+const ROM_AND_TABLES: &[&str] =
+    &["VM_SET_CAPABILITY 0 UNRESTRICTED_GUEST", "registers of 0", "VM_GET_REGISTER 0 Rip", "VM_GET_HPET_CAPABILITIES"];
+
+fn capabilities(vcpu: i32) -> Vec<String> {
+    vec![
+        format!("VM_GET_CAPABILITY {vcpu} HALT_EXIT"),
+        format!("VM_SET_CAPABILITY {vcpu} HALT_EXIT"),
+        format!("VM_SET_X2APIC_STATE {vcpu} 0"),
+        format!("VM_SET_CAPABILITY {vcpu} ENABLE_INVPCID"),
+    ]
+}
+
+fn sequence(parts: &[&[&str]]) -> Vec<String> {
+    parts.concat().into_iter().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn assert_calls(cell: &Cell, expected: &[Vec<String>]) {
+    let expected = expected.concat();
+    let calls = cell.kernel.calls();
+    for (i, (call, expected)) in calls.iter().zip(&expected).enumerate() {
+        assert_eq!(call, expected, "call {i} of {calls:#?}");
+    }
+    assert_eq!(calls.len(), expected.len(), "{calls:#?}");
+}
+
+#[test]
+fn f1_activates_an_ap_when_the_guest_starts_it() {
+    let cell = cell("bhyve-13.1", 2, vec![(0, vec![spinup_ap(1, 0x8000)])]);
+    let expected = [
+        sequence(&[OPEN]),
+        capabilities(0),
+        sequence(&[MEMORY_AND_DEVICES, ROM_AND_TABLES]),
+        // Steps 6 and 7.
+        sequence(&[&["VM_ACTIVATE_CPU 0", "VM_GET_CPUS", "registers of 0", "VM_RUN 0"]]),
+        // Step 8.
+        sequence(&[&["registers of 1"]]),
+        capabilities(1),
+        sequence(&[&[
+            "VM_SET_CAPABILITY 1 UNRESTRICTED_GUEST",
+            "registers of 1",
+            "VM_GET_SEGMENT_DESCRIPTOR 1 Cs",
+            "registers of 1",
+            "VM_ACTIVATE_CPU 1",
+            "VM_RUN 0",
+            "VM_GET_CPUS",
+            "registers of 1",
+            "VM_RUN 1",
+        ]]),
+    ];
+    assert_calls(&cell, &expected);
+    assert_eq!(cell.end, End::Deadlock, "both vCPUs run for ever");
+    let kernel = &cell.kernel;
+    assert_eq!((kernel.register(1, Reg::Cs), kernel.base(1, Reg::Cs)), (Some(0x800), Some(0x8000)));
+    assert_eq!((kernel.register(1, Reg::Rip), kernel.register(1, Reg::Cr0)), (Some(0), Some(0x20)));
+    assert_eq!((kernel.register(0, Reg::Rip), kernel.base(0, Reg::Cs)), (Some(0xfff0), Some(0xffff_0000)));
+    assert_eq!(kernel.register(1, Reg::R8), None, "the old vcpu_reset");
+}
+
+#[test]
+fn f3_activates_every_vcpu_and_suspends_the_aps() {
+    let cell = cell("bhyve-0bda8d3e", 2, vec![(0, vec![ipi(INIT, &[1]), ipi(STARTUP, &[1])])]);
+    let spinup = |vcpu: i32| {
+        [
+            sequence(&[&[&format!("VM_GET_REGISTER {vcpu} Rip")]]),
+            capabilities(vcpu),
+            sequence(&[&[
+                &format!("VM_SET_CAPABILITY {vcpu} UNRESTRICTED_GUEST"),
+                &format!("VM_SET_CAPABILITY {vcpu} IPI_EXIT"),
+                &format!("VM_ACTIVATE_CPU {vcpu}"),
+            ]]),
+        ]
+        .concat()
+    };
+    let expected = [
+        sequence(&[OPEN]),
+        capabilities(0),
+        sequence(&[MEMORY_AND_DEVICES, ROM_AND_TABLES]),
+        spinup(0),
+        spinup(1),
+        sequence(&[&["VM_SUSPEND_CPU 1", "VM_GET_CPUS", "registers of 0", "VM_RUN 0"]]),
+        // INIT, then STARTUP.
+        sequence(&[&["VM_SUSPEND_CPU 1", "VM_RUN 0", "registers of 1", "VM_GET_SEGMENT_DESCRIPTOR 1 Cs"]]),
+        sequence(&[&["registers of 1", "VM_RESUME_CPU 1", "VM_RUN 0"]]),
+        // The AP's thread comes to its turn.
+        sequence(&[&["VM_GET_CPUS", "registers of 1", "VM_RUN 1"]]),
+    ];
+    assert_calls(&cell, &expected);
+    assert_eq!(cell.kernel.register(1, Reg::R8), Some(0), "the new vcpu_reset");
+}
+
+#[test]
+fn f4_asserts_ipi_exit_before_memory_and_leaves_rip_alone() {
+    let cell = cell("bhyve-13.2", 2, vec![]);
+    let expected = [
+        sequence(&[OPEN]),
+        capabilities(0),
+        sequence(&[&["VM_SET_CAPABILITY 0 IPI_EXIT"], MEMORY_AND_DEVICES, ROM_AND_TABLES, &["VM_ACTIVATE_CPU 0"]]),
+        capabilities(1),
+        sequence(&[&[
+            "VM_SET_CAPABILITY 1 IPI_EXIT",
+            "VM_SET_CAPABILITY 1 UNRESTRICTED_GUEST",
+            "VM_ACTIVATE_CPU 1",
+            "VM_SUSPEND_CPU 1",
+            "VM_GET_CPUS",
+            "VM_RUN 0",
+            "VM_GET_CPUS",
+            "VM_RUN 1",
+        ]]),
+    ];
+    assert_calls(&cell, &expected);
+}
+
+#[test]
+fn eager_frontends_abort_on_a_kernel_without_ipi_exit() {
+    let rules = Rules { ipi_exit: false, ..Rules::default() };
+    let f3 = launched("bhyve-0bda8d3e", rules.clone(), launch(2), vec![]);
+    let message = "Assertion failed: (error == 0), function spinup_vcpu, file bhyverun.c.";
+    assert_eq!(f3.end, End::Abort(message.to_owned()));
+    assert_eq!(f3.stderr(), message);
+    assert_eq!(f3.kernel.calls().last().map(String::as_str), Some("VM_SET_CAPABILITY 0 IPI_EXIT"));
+    assert!(f3.called("mmap 0x0 0x1000000"));
+
+    let f4 = launched("bhyve-13.2", rules, launch(2), vec![]);
+    let message = "Assertion failed: (err == 0), function fbsdrun_set_capabilities, file bhyverun.c.";
+    assert_eq!(f4.end, End::Abort(message.to_owned()));
+    assert!(!f4.called("mmap 0x0 0x1000000"), "before memory is set up");
+}
+
+#[test]
+fn x2apic_is_asked_for() {
+    let launch = Launch { apic: ApicMode::X2apic, ..launch(1) };
+    let cell = launched("bhyve-13.2", Rules::default(), launch, vec![]);
+    assert!(cell.called("VM_SET_X2APIC_STATE 0 1"));
+}
+
+#[test]
+fn a_vm_that_is_there_is_begun_anew() {
+    for personality in PERSONALITIES {
+        let rules = Rules { name_taken: true, ..Rules::default() };
+        let cell = launched(personality.name(), rules.clone(), launch(1), vec![]);
+        assert_eq!(cell.kernel.calls()[..4], ["create guest", "open guest", "VM_REINIT", "VM_SET_TOPOLOGY 1 1 1 0"]);
+
+        let busy = Rules { failing: vec![("VM_REINIT", Errno::EBUSY)], ..rules };
+        let cell = launched(personality.name(), busy, launch(1), vec![]);
+        assert_eq!((&cell.end, &*cell.stderr()), (&End::Exit(4), "vm_reinit: Device busy"));
+    }
+}
+
+#[test]
+fn errors_of_the_set_up_are_told_as_there() {
+    let cases: &[(&str, Errno, End, &str)] = &[
+        ("create", Errno::EPERM, End::Exit(4), "vm_create: Operation not permitted"),
+        ("open", Errno::ENOENT, End::Exit(4), "vm_open: No such file or directory"),
+        ("VM_SET_TOPOLOGY", Errno::EINVAL, End::Exit(71), "bhyve: vm_set_topology"),
+        (
+            "VM_GET_CAPABILITY 0 UNRESTRICTED_GUEST",
+            Errno::ENOENT,
+            End::Exit(4),
+            "2 vCPUs requested but only 1 available",
+        ),
+        ("VM_GET_CAPABILITY 0 HALT_EXIT", Errno::ENOENT, End::Exit(4), "VM exit on HLT not supported"),
+        ("VM_SET_X2APIC_STATE", Errno::EINVAL, End::Exit(4), "Unable to set x2apic state (-1)"),
+        ("VM_ALLOC_MEMSEG 0", Errno::ENOMEM, End::Exit(4), "Unable to setup memory (12)"),
+        (
+            "VM_ALLOC_MEMSEG 1",
+            Errno::ENOTTY,
+            End::Exit(4),
+            "bhyve: init_bootrom: vm_create_devmem: Inappropriate ioctl for device",
+        ),
+        (
+            "VM_SET_CAPABILITY 0 UNRESTRICTED_GUEST",
+            Errno::EINVAL,
+            End::Exit(4),
+            "ROM boot failed: unrestricted guest capability not available",
+        ),
+        ("VM_ACTIVATE_CPU 0", Errno::EBUSY, End::Exit(71), "bhyve: could not activate CPU 0: Device busy"),
+        ("VM_RUN", Errno::EINVAL, End::Exit(1), "vm_run error -1, errno 22"),
+    ];
+    for personality in PERSONALITIES {
+        for (call, errno, end, stderr) in cases {
+            let rules = Rules { failing: vec![(call, *errno)], ..Rules::default() };
+            let cell = launched(personality.name(), rules, launch(2), vec![]);
+            assert_eq!((&cell.end, &*cell.stderr()), (end, *stderr), "{} {call}", personality.name());
+        }
+    }
+}
+
+#[test]
+fn invpcid_may_be_missing() {
+    let rules = Rules { failing: vec![("VM_SET_CAPABILITY 0 ENABLE_INVPCID", Errno::ENOENT)], ..Rules::default() };
+    assert!(launched("bhyve-13.1", rules, launch(1), vec![]).called("VM_RUN 0"));
+}
+
+#[test]
+fn topologies() {
+    let with = |vcpus, sockets, cores, threads| {
+        let launch = Launch { topology: Some(Topology { sockets, cores, threads }), ..launch(vcpus) };
+        launched("bhyve-13.2", Rules::default(), launch, vec![])
+    };
+    assert!(with(8, 2, 2, 2).called("VM_SET_TOPOLOGY 2 2 2 0"));
+    let mismatch = with(8, 2, 2, 1);
+    assert_eq!(mismatch.end, End::Exit(4));
+    assert_eq!(mismatch.stderr(), "bhyve: Topology (2 sockets, 2 cores, 1 threads) does not match 8 vCPUs");
+    assert!(mismatch.kernel.calls().is_empty());
+    let many = with(8, 256, 256, 2);
+    assert_eq!(
+        (many.end.clone(), many.stderr()),
+        (End::Exit(4), "bhyve: Computed number of vCPUs too high: 131072".to_owned())
+    );
+    let too_many = launched("bhyve-13.1", Rules::default(), launch(64), vec![]);
+    assert_eq!((too_many.end.clone(), too_many.stderr()), (End::Exit(71), "bhyve: vm_set_topology".to_owned()));
+}
+
+#[test]
+fn memory_that_does_not_fit_goes_above_4_gib() {
+    let launch = Launch { memory_bytes: (3 << 30) + (32 << 20), ..launch(1) };
+    let cell = launched("bhyve-13.1", Rules::default(), launch, vec![]);
+    let expected = [
+        "VM_MMAP_MEMSEG 0x100000000 = segment 0 + 0x100000000, 0x2000000 bytes, prot 7",
+        "mmap 0x100000000 0x2000000",
+        "VM_MMAP_MEMSEG 0x0 = segment 0 + 0x0, 0xc0000000 bytes, prot 7",
+        "mmap 0x0 0xc0000000",
+    ];
+    let calls = cell.kernel.calls();
+    let maps: Vec<_> = calls.iter().filter(|call| call.contains("segment 0") || call.starts_with("mmap")).collect();
+    assert_eq!(maps, expected.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn boot_roms_have_whole_pages() {
+    for (len, message) in
+        [(100, "Invalid bootrom size 100"), (5000, "Bootrom size 5000 is not a multiple of the page size")]
+    {
+        let launch = Launch { bootrom: vec![0; len].into(), ..launch(1) };
+        let cell = launched("bhyve-13.1", Rules::default(), launch, vec![]);
+        assert_eq!(cell.end, End::Exit(4));
+        assert_eq!(cell.console.stderr()[0], message);
+    }
+}
+
+#[test]
+fn the_guest_finds_rom_and_tables() {
+    let cell = cell("bhyve-13.1", 2, vec![]);
+    assert_eq!(cell.kernel.memory("bootrom", 0xff_f000, 4096), vec![0xf4; 4096]);
+    assert_eq!(cell.kernel.memory("bootrom", 0, 16), [0; 16]);
+    assert_eq!(cell.kernel.memory("ram", 0xf0000, 4), b"_MP_");
+    assert_eq!(cell.kernel.memory("ram", 0xf2400, 8), b"RSD PTR ");
+
+    let without = launched("bhyve-13.1", Rules::default(), Launch { acpi: false, ..launch(2) }, vec![]);
+    assert_eq!(without.kernel.memory("ram", 0xf0000, 4), b"_MP_");
+    assert_eq!(without.kernel.memory("ram", 0xf2400, 8), [0; 8]);
+    assert!(!without.called("VM_GET_HPET_CAPABILITIES"));
+}
+
+#[test]
+fn f1_asserts_that_the_ap_is_one_of_its_own() {
+    for (vcpu, expression) in [(2, "newcpu < guest_ncpus"), (0, "newcpu != 0")] {
+        let cell = cell("bhyve-13.1", 2, vec![(0, vec![spinup_ap(vcpu, 0x8000)])]);
+        let message = format!("Assertion failed: ({expression}), function spinup_ap, file spinup_ap.c.");
+        assert_eq!(cell.end, End::Abort(message));
+    }
+}
+
+#[test]
+fn f1_lets_only_the_bsp_start_aps() {
+    let cell = cell("bhyve-13.1", 3, vec![(0, vec![spinup_ap(1, 0x8000)]), (1, vec![spinup_ap(2, 0x9000)])]);
+    let message = "Assertion failed: (fromcpu == BSP), function fbsdrun_addcpu, file bhyverun.c.";
+    assert_eq!(cell.end, End::Abort(message.to_owned()));
+    assert!(cell.called("VM_SET_CAPABILITY 2 UNRESTRICTED_GUEST"), "the assertion comes last");
+    assert!(!cell.called("VM_ACTIVATE_CPU 2"));
+}
+
+#[test]
+fn f1_does_not_start_an_ap_twice() {
+    let cell = cell("bhyve-13.1", 2, vec![(0, vec![spinup_ap(1, 0x8000), spinup_ap(1, 0x8000)])]);
+    assert_eq!(cell.end, End::Exit(71));
+    assert_eq!(cell.stderr(), "bhyve: could not activate CPU 1: Device busy");
+}
+
+#[test]
+fn exit_codes_that_a_version_does_not_know() {
+    let f4 = cell("bhyve-13.2", 2, vec![(0, vec![spinup_ap(1, 0x8000)])]);
+    assert_eq!((f4.end.clone(), f4.stderr()), (End::Exit(4), "vm_loop: unexpected exitcode 0xa".to_owned()));
+    let f1 = cell("bhyve-13.1", 2, vec![(0, vec![ipi(INIT, &[1])])]);
+    assert_eq!((f1.end.clone(), f1.stderr()), (End::Exit(4), "vm_loop: unexpected exitcode 0x18".to_owned()));
+}
+
+#[test]
+fn f3_still_understands_spinup_ap_and_resumes() {
+    let cell = cell("bhyve-0bda8d3e", 2, vec![(0, vec![spinup_ap(1, 0x8000)])]);
+    assert!(cell.called("VM_RESUME_CPU 1"));
+    assert_eq!(cell.kernel.base(1, Reg::Cs), Some(0x8000));
+    assert_eq!(cell.kernel.calls().iter().filter(|call| call.starts_with("VM_ACTIVATE_CPU")).count(), 2);
+}
+
+#[test]
+fn an_ap_that_cannot_be_suspended_aborts() {
+    for name in ["bhyve-0bda8d3e", "bhyve-13.2"] {
+        let cell = cell(name, 2, vec![(0, vec![ipi(INIT, &[7])])]);
+        let message = "bhyve: vmexit_ipi: failed to suspend cpu 7";
+        assert_eq!(cell.end, End::Abort(message.to_owned()));
+    }
+    let asserted = cell("bhyve-13.2", 2, vec![(0, vec![ipi(STARTUP, &[7])])]);
+    assert!(matches!(asserted.end, End::Abort(message) if message.contains("newcpu < guest_ncpus")));
+}
+
+#[test]
+fn f4_sleeps_while_an_ap_is_suspended() {
+    let debug = VmExit { exitcode: exitcode::DEBUG, ..VmExit::default() };
+    let script = || vec![(0, vec![debug; 3].into_iter().chain([out(1, 0xcf9, 6)]).collect())];
+    let ended_at = |cell: &Cell| cell.trace.records.last().expect("an end").t_ns;
+    let f4 = cell("bhyve-13.2", 1, script());
+    assert_eq!((&f4.end, ended_at(&f4) / 1_000_000), (&End::Exit(0), 3));
+    let f3 = cell("bhyve-0bda8d3e", 1, script());
+    assert_eq!((&f3.end, ended_at(&f3) / 1_000_000), (&End::Exit(0), 0));
+}
+
+#[test]
+fn the_bsp_waits_for_the_aps_and_says_why_it_ends() {
+    let poweroff = out(2, 0x404, 5 << 10 | 1 << 13);
+    for personality in PERSONALITIES {
+        let start = match personality.name() {
+            "bhyve-13.1" => spinup_ap(1, 0x8000),
+            _ => ipi(STARTUP, &[1]),
+        };
+        // The AP powers the machine off, after the BSP has gone back to the guest.
+        let cell = cell(personality.name(), 2, vec![(0, vec![start]), (1, vec![poweroff])]);
+        assert_eq!(cell.end, End::Exit(1), "{}", personality.name());
+        assert!(cell.called("VM_SUSPEND poweroff"));
+        let ended: Vec<_> = cell.trace.records.iter().filter(|record| record.event == Event::TaskEnded).collect();
+        assert_eq!(ended.first().map(|record| &*record.task), Some("vcpu 1"));
+    }
+    for (how, status) in
+        [(suspend::RESET, 0), (suspend::POWEROFF, 1), (suspend::HALT, 2), (suspend::TRIPLEFAULT, 3), (9, 100)]
+    {
+        let exit = VmExit::new(exitcode::SUSPENDED, &ExitSuspended { how });
+        let cell = cell("bhyve-13.1", 1, vec![(0, vec![exit])]);
+        assert_eq!(cell.end, End::Exit(status));
+        assert_eq!(cell.stderr(), if status == 100 { "vmexit_suspend: invalid reason 9" } else { "" });
+    }
+}
+
+#[test]
+fn unknown_msrs_fault() {
+    let wrmsr = VmExit::new(exitcode::WRMSR, &ExitMsr { code: 0x830, _pad: 0, wval: 0x1_0000_4500 });
+    let rdmsr = VmExit::new(exitcode::RDMSR, &ExitMsr { code: 0x1234, _pad: 0, wval: 0 });
+    let known = VmExit::new(exitcode::RDMSR, &ExitMsr { code: 0x3a, _pad: 0, wval: 0 });
+    let cell = cell("bhyve-13.1", 1, vec![(0, vec![wrmsr, rdmsr, known])]);
+    let stderr = ["wrmsr to register 0x830(0x100004500) on vcpu 0", "rdmsr to register 0x1234 on vcpu 0"];
+    assert_eq!(cell.console.stderr(), stderr);
+    let faults = cell.kernel.calls().iter().filter(|call| *call == "VM_INJECT_EXCEPTION 0 vector 13 restart 1").count();
+    assert_eq!(faults, 2);
+    assert_eq!((cell.kernel.register(0, Reg::Rax), cell.kernel.register(0, Reg::Rdx)), (Some(1), Some(0)));
+}
+
+#[test]
+fn ports_answer_and_report() {
+    let input = VmExit::new(exitcode::INOUT, &ExitInout::new(1, true, 0x3fd, 0x1122_3344));
+    let report = out(4, 0x5350, 3 << 24 | 1);
+    let cell = cell("bhyve-13.1", 1, vec![(0, vec![out(1, 0x3f8, u32::from(b'!')), report, input])]);
+    assert_eq!(cell.console.serial(), b"!");
+    assert_eq!(cell.kernel.register(0, Reg::Rax).map(|rax| rax & !0xff), Some(0x1122_3300));
+    let reports: Vec<_> = cell.trace.records.iter().filter(|record| matches!(record.event, Event::Report(_))).collect();
+    assert_eq!(reports.len(), 1);
+    assert_eq!((reports[0].vcpu, &reports[0].event), (Some(0), &Event::Report(GuestReport::ApOnline { apic_id: 1 })));
+}
+
+#[test]
+fn what_cannot_be_emulated_aborts() {
+    let cell_of = |exit| cell("bhyve-13.1", 1, vec![(0, vec![exit])]);
+    let port = cell_of(VmExit { rip: 0x1000, ..out(1, 0x404, 0) });
+    assert_eq!(port.end, End::Abort("Unhandled outb 0x0404 at 0x1000".to_owned()));
+    let vmx = cell_of(VmExit::new(exitcode::VMX, &ExitVmx { exit_reason: 48, ..ExitVmx::default() }));
+    assert!(matches!(&vmx.end, End::Abort(message) if message.contains("exit_reason 48 (EPT violation)")));
+    assert_eq!(vmx.console.stderr().len(), 9);
+
+    let mut inst_emul = ExitInstEmul { gpa: 0xd000_0000, ..ExitInstEmul::default() };
+    inst_emul.paging.cpu_mode = 3;
+    inst_emul.vie[..2].copy_from_slice(&[0x01, 0x07]); // add [rdi], eax
+    inst_emul.vie[15] = 2;
+    let add = cell_of(VmExit { rip: 0x1000, ..VmExit::new(exitcode::INST_EMUL, &inst_emul) });
+    assert_eq!(add.end, End::Abort("Failed to emulate instruction sequence [ 0107 ] at 0x1000".to_owned()));
+    inst_emul.vie[0] = 0x89; // mov [rdi], eax
+    inst_emul.gpa = 5 << 30;
+    let high = cell_of(VmExit { rip: 0x1000, ..VmExit::new(exitcode::INST_EMUL, &inst_emul) });
+    let message = "Failed to emulate instruction sequence [ 8907 ] at 0x1000";
+    assert_eq!(high.console.stderr(), ["Unhandled memory access to 0x140000000", message]);
+}
+
+#[test]
+fn memory_that_is_none_reads_as_ones() {
+    let mut inst_emul = ExitInstEmul { gpa: 0xd000_0000, ..ExitInstEmul::default() };
+    inst_emul.paging.cpu_mode = 3;
+    inst_emul.vie[..3].copy_from_slice(&[0x48, 0x8b, 0x07]); // mov rax, [rdi]
+    inst_emul.vie[15] = 3;
+    let exit = VmExit { rip: 0x1000, ..VmExit::new(exitcode::INST_EMUL, &inst_emul) };
+    let cell = cell("bhyve-13.1", 1, vec![(0, vec![exit])]);
+    assert_eq!(cell.kernel.register(0, Reg::Rax), Some(u64::MAX));
+    assert_eq!(cell.kernel.register(0, Reg::Rip), Some(0x1003));
+}

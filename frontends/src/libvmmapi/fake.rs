@@ -1,0 +1,295 @@
+//! A kernel for tests: it keeps just enough state to answer, follows a script of exits, and writes down every call.
+
+use super::sys::{DeviceFile, SharedMemory, System};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use vmm::abi::{self, Errno, ExitSuspended, Request, VmExit, exitcode, request_name};
+use vmm::cpuset::CpuSet;
+use vmm::engine::Reg;
+use vmm::host::{Host, WaitChannel};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// What the vCPUs of the fake wait on when their script is done or they are suspended.
+const CHANGED: WaitChannel = WaitChannel(1);
+
+/// The kernel that a test wants.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    /// The VM is there already.
+    pub(crate) name_taken: bool,
+    /// VM_CAP_IPI_EXIT exists.
+    pub(crate) ipi_exit: bool,
+    /// The most vCPUs of a VM.
+    pub(crate) maxcpus: u16,
+    /// Calls that fail: how they begin in the log, and with what.
+    pub(crate) failing: Vec<(&'static str, Errno)>,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules { name_taken: false, ipi_exit: true, maxcpus: 16, failing: Vec::new() }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    log: Vec<String>,
+    active: CpuSet,
+    debug: CpuSet,
+    registers: BTreeMap<(i32, i32), u64>,
+    descriptors: BTreeMap<(i32, i32), abi::VmSegDesc>,
+    segments: BTreeMap<i32, abi::VmMemseg>,
+    scripts: BTreeMap<i32, VecDeque<VmExit>>,
+    suspended: Option<i32>,
+    memory: BTreeMap<String, Vec<u8>>,
+}
+
+/// The kernel; clones are the same.
+#[derive(Clone)]
+pub(crate) struct FakeKernel {
+    host: Host,
+    rules: Rules,
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeKernel {
+    pub(crate) fn new(host: &Host, rules: Rules) -> FakeKernel {
+        FakeKernel { host: host.clone(), rules, state: Arc::default() }
+    }
+
+    /// Appends to what VM_RUN of the vCPU returns.
+    pub(crate) fn script(&self, vcpu: i32, exits: impl IntoIterator<Item = VmExit>) {
+        self.state.lock().scripts.entry(vcpu).or_default().extend(exits);
+    }
+
+    /// Every call so far, one line each; runs of register writes of one vCPU are one line.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        let mut calls: Vec<String> = Vec::new();
+        for line in &self.state.lock().log {
+            let is_write = line.starts_with("VM_SET_REGISTER") || line.starts_with("VM_SET_SEGMENT");
+            let vcpu = line.split(' ').nth(1).unwrap_or_default();
+            let short = if is_write { format!("registers of {vcpu}") } else { line.clone() };
+            if !is_write || calls.last() != Some(&short) {
+                calls.push(short);
+            }
+        }
+        calls
+    }
+
+    /// A register of a vCPU, as last written.
+    pub(crate) fn register(&self, vcpu: i32, reg: Reg) -> Option<u64> {
+        self.state.lock().registers.get(&(vcpu, reg as i32)).copied()
+    }
+
+    /// The base of a segment register, as last written.
+    pub(crate) fn base(&self, vcpu: i32, reg: Reg) -> Option<u64> {
+        self.state.lock().descriptors.get(&(vcpu, reg as i32)).map(|desc| desc.base)
+    }
+
+    /// `len` bytes of a mapping: `ram`, or the name of a segment.
+    pub(crate) fn memory(&self, mapping: &str, at: usize, len: usize) -> Vec<u8> {
+        self.state.lock().memory[mapping][at..][..len].to_vec()
+    }
+
+    /// Notes a call, and fails it if the test wants that.
+    fn call(&self, line: String) -> Result<(), Errno> {
+        // A thread that was made later has a later clock, and its first turn later: the order is the same for every seed.
+        self.host.charge(1);
+        let failing = self.rules.failing.iter().find(|(call, _)| line.starts_with(call));
+        let result = failing.map_or(Ok(()), |(_, errno)| Err(*errno));
+        self.state.lock().log.push(line);
+        result
+    }
+
+    fn map(&self, mapping: &str, len: u64) -> Arc<dyn SharedMemory> {
+        /// No test looks further.
+        const KEPT: u64 = 16 << 20;
+        self.state.lock().memory.insert(mapping.to_owned(), vec![0; len.min(KEPT) as usize]);
+        Arc::new(FakeMemory { kernel: self.clone(), mapping: mapping.to_owned() })
+    }
+
+    /// VM_RUN: the next exit of the script, or SUSPENDED; else it waits for either.
+    fn run(&self, vcpu: i32) -> VmExit {
+        loop {
+            {
+                let mut state = self.state.lock();
+                if let Some(how) = state.suspended {
+                    return VmExit::new(exitcode::SUSPENDED, &ExitSuspended { how });
+                }
+                let debug = state.debug.contains(vcpu as usize);
+                if let Some(exit) = state.scripts.get_mut(&vcpu).filter(|_| !debug).and_then(VecDeque::pop_front) {
+                    return exit;
+                }
+            }
+            self.host.wait(CHANGED, None);
+        }
+    }
+}
+
+struct FakeMemory {
+    kernel: FakeKernel,
+    mapping: String,
+}
+
+impl SharedMemory for FakeMemory {
+    fn write(&self, at: u64, bytes: &[u8]) -> bool {
+        let mut state = self.kernel.state.lock();
+        let memory = state.memory.get_mut(&self.mapping).expect("mapped");
+        let Some(range) = memory.get_mut(at as usize..).and_then(|rest| rest.get_mut(..bytes.len())) else {
+            return false;
+        };
+        range.copy_from_slice(bytes);
+        true
+    }
+}
+
+impl System for FakeKernel {
+    fn vm_create(&self, name: &str) -> Result<(), Errno> {
+        self.call(format!("create {name}"))?;
+        if self.rules.name_taken { Err(Errno::EEXIST) } else { Ok(()) }
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno> {
+        self.call(format!("open {name}"))?;
+        Ok(Arc::new(self.clone()))
+    }
+
+    fn map_devmem(&self, name: &str, segment: &str) -> Result<Arc<dyn SharedMemory>, Errno> {
+        self.call(format!("map {name}.{segment}"))?;
+        let segments = self.state.lock().segments.clone();
+        let found = segments.values().find(|known| known.name() == segment).ok_or(Errno::ENOENT)?;
+        Ok(self.map(segment, found.len))
+    }
+}
+
+fn read<T: FromBytes>(argument: &[u8]) -> T {
+    T::read_from_prefix(argument).expect("the argument has the size of its structure").0
+}
+
+fn write<T: IntoBytes + zerocopy::Immutable>(argument: &mut [u8], value: &T) {
+    value.write_to_prefix(argument).expect("the argument has the size of its structure");
+}
+
+impl DeviceFile for FakeKernel {
+    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<(), Errno> {
+        assert!(argument.len() >= request.argument_len(), "{}", request_name(request));
+        let name = request_name(request);
+        match request {
+            abi::VM_RUN => {
+                let run: abi::VmRun = read(argument);
+                self.call(format!("{name} {}", run.cpuid))?;
+                let vm_exit = self.run(run.cpuid);
+                write(argument, &abi::VmRun { vm_exit, ..run });
+            }
+            abi::VM_SET_CAPABILITY | abi::VM_GET_CAPABILITY => {
+                let cap: abi::VmCapability = read(argument);
+                let cap_name = ["HALT_EXIT", "MTRAP_EXIT", "PAUSE_EXIT", "UNRESTRICTED_GUEST", "ENABLE_INVPCID"];
+                let cap_name = cap_name.get(cap.captype as usize).copied().unwrap_or("IPI_EXIT");
+                self.call(format!("{name} {} {cap_name}", cap.cpuid))?;
+                if cap.captype == abi::cap::IPI_EXIT && !self.rules.ipi_exit {
+                    return Err(Errno::EINVAL);
+                }
+            }
+            abi::VM_SET_TOPOLOGY => {
+                let topology: abi::VmCpuTopology = read(argument);
+                let abi::VmCpuTopology { sockets, cores, threads, maxcpus } = topology;
+                self.call(format!("{name} {sockets} {cores} {threads} {maxcpus}"))?;
+                if maxcpus != 0 || sockets * cores * threads > self.rules.maxcpus {
+                    return Err(Errno::EINVAL);
+                }
+            }
+            abi::VM_GET_TOPOLOGY => {
+                self.call(name.to_owned())?;
+                write(argument, &abi::VmCpuTopology { maxcpus: self.rules.maxcpus, ..Default::default() });
+            }
+            abi::VM_SET_REGISTER | abi::VM_GET_REGISTER => {
+                let mut register: abi::VmRegister = read(argument);
+                let reg = Reg::from_number(register.regnum).expect("a register");
+                self.call(format!("{name} {} {reg:?}", register.cpuid))?;
+                let mut state = self.state.lock();
+                let value = state.registers.entry((register.cpuid, register.regnum)).or_default();
+                if request == abi::VM_SET_REGISTER {
+                    *value = register.regval;
+                }
+                register.regval = *value;
+                write(argument, &register);
+            }
+            abi::VM_SET_SEGMENT_DESCRIPTOR | abi::VM_GET_SEGMENT_DESCRIPTOR => {
+                let desc: abi::VmSegDesc = read(argument);
+                let reg = Reg::from_number(desc.regnum).expect("a register");
+                self.call(format!("{name} {} {reg:?}", desc.cpuid))?;
+                let mut state = self.state.lock();
+                let kept = state.descriptors.entry((desc.cpuid, desc.regnum)).or_default();
+                if request == abi::VM_SET_SEGMENT_DESCRIPTOR {
+                    *kept = desc;
+                }
+                write(argument, &abi::VmSegDesc { cpuid: desc.cpuid, regnum: desc.regnum, ..*kept });
+            }
+            abi::VM_ACTIVATE_CPU | abi::VM_SUSPEND_CPU | abi::VM_RESUME_CPU => {
+                let abi::VmActivateCpu { vcpuid } = read(argument);
+                self.call(format!("{name} {vcpuid}"))?;
+                let mut state = self.state.lock();
+                let vcpu = vcpuid as usize;
+                match request {
+                    abi::VM_ACTIVATE_CPU if !state.active.insert(vcpu) => return Err(Errno::EBUSY),
+                    abi::VM_ACTIVATE_CPU => {}
+                    _ if !state.active.contains(vcpu) => return Err(Errno::EINVAL),
+                    abi::VM_SUSPEND_CPU => drop(state.debug.insert(vcpu)),
+                    _ if !state.debug.remove(vcpu) => return Err(Errno::EINVAL),
+                    _ => {
+                        drop(state);
+                        self.host.wake(CHANGED);
+                    }
+                }
+            }
+            abi::VM_SUSPEND => {
+                let abi::VmSuspend { how } = read(argument);
+                self.call(format!("{name} {}", abi::suspend::name(how)))?;
+                if self.state.lock().suspended.replace(how).is_some() {
+                    return Err(Errno::EALREADY);
+                }
+                self.host.wake(CHANGED);
+            }
+            abi::VM_GET_CPUS => {
+                let head: abi::VmCpuset = read(argument);
+                self.call(name.to_owned())?;
+                write(&mut argument[head.cpus as usize..], &self.state.lock().active.words());
+            }
+            abi::VM_GET_MEMSEG | abi::VM_ALLOC_MEMSEG => {
+                let segment: abi::VmMemseg = read(argument);
+                self.call(format!("{name} {}", segment.segid))?;
+                let mut state = self.state.lock();
+                if request == abi::VM_ALLOC_MEMSEG {
+                    state.segments.insert(segment.segid, segment);
+                }
+                let kept = state.segments.get(&segment.segid).copied();
+                write(argument, &kept.unwrap_or(abi::VmMemseg { segid: segment.segid, ..Default::default() }));
+            }
+            abi::VM_MMAP_GETNEXT => {
+                self.call(name.to_owned())?;
+                return Err(Errno::EINVAL);
+            }
+            abi::VM_MMAP_MEMSEG => {
+                let map: abi::VmMemmap = read(argument);
+                let abi::VmMemmap { gpa, segid, segoff, len, prot, .. } = map;
+                self.call(format!("{name} {gpa:#x} = segment {segid} + {segoff:#x}, {len:#x} bytes, prot {prot}"))?;
+            }
+            abi::VM_INJECT_EXCEPTION => {
+                let abi::VmException { cpuid, vector, restart_instruction, .. } = read(argument);
+                self.call(format!("{name} {cpuid} vector {vector} restart {restart_instruction}"))?;
+            }
+            abi::VM_SET_X2APIC_STATE => {
+                let abi::VmX2apic { cpuid, state } = read(argument);
+                self.call(format!("{name} {cpuid} {state}"))?;
+            }
+            _ => self.call(name.to_owned())?,
+        }
+        Ok(())
+    }
+
+    fn mmap(&self, gpa: u64, len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+        self.call(format!("mmap {gpa:#x} {len:#x}"))?;
+        Ok(self.map(if gpa == 0 { "ram" } else { "highmem" }, len))
+    }
+}

@@ -1,0 +1,301 @@
+//! libvmmapi: the C library through which bhyve speaks to `/dev/vmm`, call for call.
+//!
+//! What did not change from one version to the next is [`Vm`]. What did is a [`Generation`], one module each: how VM_RUN
+//! is called, which exits are known, what `vcpu_reset` writes. Every wrapper is the ioctls that the C function makes, in
+//! their order.
+
+mod exit;
+mod reset;
+mod sys;
+mod v13_1;
+mod v13_2;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub(crate) use exit::{Exit, Reason};
+pub(crate) use sys::{DeviceFile, SharedMemory, System};
+pub(crate) use v13_1::V13_1;
+pub(crate) use v13_2::V13_2;
+
+use reset::{Since, Write};
+use std::sync::Arc;
+use vmm::abi::{self, Errno, Request};
+use vmm::cpuset::CpuSet;
+use vmm::engine::{Reg, SegDesc};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// `VM_SYSMEM`: the memory segment of the guest's RAM.
+const VM_SYSMEM: i32 = 0;
+/// `VM_BOOTROM`: the memory segment of the boot ROM.
+pub(crate) const VM_BOOTROM: i32 = 1;
+/// `PROT_READ | PROT_WRITE | PROT_EXEC`.
+const PROT_ALL: i32 = 7;
+/// Where guest RAM below 4 GiB ends at the latest (`lowmem_limit`).
+const LOWMEM_LIMIT: u64 = 3 << 30;
+/// 4 GiB.
+pub(crate) const FOUR_GIB: u64 = 4 << 30;
+
+/// What a version of the library does its own way.
+pub(crate) trait Generation: Sync {
+    /// VM_RUN, and its exit decoded.
+    fn run(&self, file: &dyn DeviceFile, vcpu: i32) -> Result<Exit, Errno>;
+    /// Which writes make up `vcpu_reset`.
+    fn reset(&self) -> Since;
+}
+
+/// VM_RUN with the exit inside its argument, as until e17eca327633 (D40113).
+fn run_by_value(file: &dyn DeviceFile, vcpu: i32) -> Result<abi::VmExit, Errno> {
+    let mut run = abi::VmRun { cpuid: vcpu, ..abi::VmRun::default() };
+    file.ioctl(abi::VM_RUN, run.as_mut_bytes())?;
+    Ok(run.vm_exit)
+}
+
+/// The name of a memory segment as its structure holds it; EINVAL when it does not fit.
+fn name_field(name: &str) -> Result<[u8; 16], Errno> {
+    let mut field = [0; 16];
+    // The last byte is the NUL.
+    if name.len() >= field.len() {
+        return Err(Errno::EINVAL);
+    }
+    field[..name.len()].copy_from_slice(name.as_bytes());
+    Ok(field)
+}
+
+/// Where the guest's RAM is.
+#[derive(Clone)]
+pub(crate) struct GuestMemory {
+    /// Bytes from guest physical 0 on.
+    pub(crate) lowmem: u64,
+    /// Bytes from guest physical 4 GiB on.
+    pub(crate) highmem: u64,
+    mapping: Arc<dyn SharedMemory>,
+}
+
+impl GuestMemory {
+    /// `paddr_guest2host` and `memcpy`: copies bytes into the RAM below 4 GiB; `false` when they do not fit.
+    #[must_use]
+    pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
+        self.mapping.write(gpa, bytes)
+    }
+}
+
+/// An open virtual machine (`struct vmctx`).
+pub(crate) struct Vm {
+    name: String,
+    system: Arc<dyn System>,
+    file: Arc<dyn DeviceFile>,
+    generation: &'static dyn Generation,
+}
+
+impl Vm {
+    /// `vm_open`.
+    pub(crate) fn open(system: &Arc<dyn System>, name: &str, generation: &'static dyn Generation) -> Result<Vm, Errno> {
+        let file = system.open(name)?;
+        Ok(Vm { name: name.to_owned(), system: Arc::clone(system), file, generation })
+    }
+
+    fn ioctl<T: IntoBytes + FromBytes>(&self, request: Request, mut argument: T) -> Result<T, Errno> {
+        self.file.ioctl(request, argument.as_mut_bytes())?;
+        Ok(argument)
+    }
+
+    // -- the machine ----------------------------------------------------------------------------------------------------
+
+    /// `vm_reinit`.
+    pub(crate) fn reinit(&self) -> Result<(), Errno> {
+        self.file.ioctl(abi::VM_REINIT, &mut [])
+    }
+
+    /// `vm_suspend`.
+    pub(crate) fn suspend(&self, how: i32) -> Result<(), Errno> {
+        self.ioctl(abi::VM_SUSPEND, abi::VmSuspend { how }).map(drop)
+    }
+
+    /// `vm_set_topology`.
+    pub(crate) fn set_topology(&self, sockets: u16, cores: u16, threads: u16, maxcpus: u16) -> Result<(), Errno> {
+        self.ioctl(abi::VM_SET_TOPOLOGY, abi::VmCpuTopology { sockets, cores, threads, maxcpus }).map(drop)
+    }
+
+    /// `vm_get_topology`.
+    pub(crate) fn topology(&self) -> Result<abi::VmCpuTopology, Errno> {
+        self.ioctl(abi::VM_GET_TOPOLOGY, abi::VmCpuTopology::default())
+    }
+
+    // -- memory ---------------------------------------------------------------------------------------------------------
+
+    /// `vm_setup_memory` with `VM_MMAP_ALL`: one segment, mapped below 3 GiB and, what does not fit, from 4 GiB on.
+    pub(crate) fn setup_memory(&self, bytes: u64) -> Result<GuestMemory, Errno> {
+        let lowmem = bytes.min(LOWMEM_LIMIT);
+        let highmem = bytes - lowmem;
+        let segment = if highmem > 0 { FOUR_GIB + highmem } else { lowmem };
+        self.alloc_memseg(VM_SYSMEM, segment, "")?;
+        if highmem > 0 {
+            self.mmap_memseg(FOUR_GIB, VM_SYSMEM, FOUR_GIB, highmem, PROT_ALL)?;
+            self.file.mmap(FOUR_GIB, highmem)?;
+        }
+        self.mmap_memseg(0, VM_SYSMEM, 0, lowmem, PROT_ALL)?;
+        let mapping = self.file.mmap(0, lowmem)?;
+        Ok(GuestMemory { lowmem, highmem, mapping })
+    }
+
+    /// `vm_create_devmem`.
+    pub(crate) fn create_devmem(&self, segid: i32, name: &str, len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+        self.alloc_memseg(segid, len, name)?;
+        self.system.map_devmem(&self.name, name)
+    }
+
+    /// `vm_alloc_memseg`. A segment that is there already will do if it is the same (a loader may have made it).
+    fn alloc_memseg(&self, segid: i32, len: u64, name: &str) -> Result<(), Errno> {
+        let there = self.ioctl(abi::VM_GET_MEMSEG, abi::VmMemseg { segid, ..abi::VmMemseg::default() })?;
+        if there.len != 0 {
+            return if there.len == len && there.name() == name { Ok(()) } else { Err(Errno::EINVAL) };
+        }
+        let segment = abi::VmMemseg { segid, len, name: name_field(name)?, ..abi::VmMemseg::default() };
+        self.ioctl(abi::VM_ALLOC_MEMSEG, segment).map(drop)
+    }
+
+    /// `vm_mmap_memseg`. A mapping that is there already will do if it is the same. `offset` counts from the segment's
+    /// first byte; `prot` is made of `PROT_READ` 1, `PROT_WRITE` 2 and `PROT_EXEC` 4.
+    pub(crate) fn mmap_memseg(&self, gpa: u64, segid: i32, offset: u64, len: u64, prot: i32) -> Result<(), Errno> {
+        let segoff = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let wanted = abi::VmMemmap { gpa, segid, segoff, len, prot, ..abi::VmMemmap::default() };
+        let next = self.ioctl(abi::VM_MMAP_GETNEXT, abi::VmMemmap { gpa, ..abi::VmMemmap::default() });
+        if let Ok(there) = next
+            && there.gpa == gpa
+        {
+            return if there == wanted { Ok(()) } else { Err(Errno::EEXIST) };
+        }
+        self.ioctl(abi::VM_MMAP_MEMSEG, wanted).map(drop)
+    }
+
+    // -- vCPUs ----------------------------------------------------------------------------------------------------------
+
+    /// `vm_run`.
+    pub(crate) fn run(&self, vcpu: i32) -> Result<Exit, Errno> {
+        self.generation.run(&*self.file, vcpu)
+    }
+
+    /// `vm_activate_cpu`.
+    pub(crate) fn activate_cpu(&self, vcpu: i32) -> Result<(), Errno> {
+        self.ioctl(abi::VM_ACTIVATE_CPU, abi::VmActivateCpu { vcpuid: vcpu }).map(drop)
+    }
+
+    /// `vm_suspend_cpu`.
+    pub(crate) fn suspend_cpu(&self, vcpu: i32) -> Result<(), Errno> {
+        self.ioctl(abi::VM_SUSPEND_CPU, abi::VmActivateCpu { vcpuid: vcpu }).map(drop)
+    }
+
+    /// `vm_resume_cpu`.
+    pub(crate) fn resume_cpu(&self, vcpu: i32) -> Result<(), Errno> {
+        self.ioctl(abi::VM_RESUME_CPU, abi::VmActivateCpu { vcpuid: vcpu }).map(drop)
+    }
+
+    /// `vm_active_cpus`.
+    pub(crate) fn active_cpus(&self) -> Result<CpuSet, Errno> {
+        const HEAD: usize = size_of::<abi::VmCpuset>();
+        const SET: usize = size_of::<[u64; 4]>();
+        let head = abi::VmCpuset { which: 0, cpusetsize: SET as i32, cpus: HEAD as u64 };
+        let mut argument = [0; HEAD + SET];
+        argument[..HEAD].copy_from_slice(head.as_bytes());
+        self.file.ioctl(abi::VM_GET_CPUS, &mut argument)?;
+        let words = <[u64; 4]>::read_from_bytes(&argument[HEAD..]).expect("SET bytes are left behind HEAD");
+        Ok(CpuSet::from_words(words))
+    }
+
+    /// `vm_set_capability`.
+    pub(crate) fn set_capability(&self, vcpu: i32, captype: i32, value: i32) -> Result<(), Errno> {
+        let capability = abi::VmCapability { cpuid: vcpu, captype, capval: value, allcpus: 0 };
+        self.ioctl(abi::VM_SET_CAPABILITY, capability).map(drop)
+    }
+
+    /// `vm_get_capability`.
+    pub(crate) fn capability(&self, vcpu: i32, captype: i32) -> Result<i32, Errno> {
+        let capability = abi::VmCapability { cpuid: vcpu, captype, capval: 0, allcpus: 0 };
+        Ok(self.ioctl(abi::VM_GET_CAPABILITY, capability)?.capval)
+    }
+
+    /// `vm_set_x2apic_state`.
+    pub(crate) fn set_x2apic_state(&self, vcpu: i32, enabled: bool) -> Result<(), Errno> {
+        self.ioctl(abi::VM_SET_X2APIC_STATE, abi::VmX2apic { cpuid: vcpu, state: enabled.into() }).map(drop)
+    }
+
+    /// `vm_set_register`.
+    pub(crate) fn set_register(&self, vcpu: i32, reg: Reg, value: u64) -> Result<(), Errno> {
+        let register = abi::VmRegister { cpuid: vcpu, regnum: reg as i32, regval: value };
+        self.ioctl(abi::VM_SET_REGISTER, register).map(drop)
+    }
+
+    /// `vm_get_register`.
+    pub(crate) fn register(&self, vcpu: i32, reg: Reg) -> Result<u64, Errno> {
+        let register = abi::VmRegister { cpuid: vcpu, regnum: reg as i32, regval: 0 };
+        Ok(self.ioctl(abi::VM_GET_REGISTER, register)?.regval)
+    }
+
+    /// `vm_set_desc`.
+    pub(crate) fn set_desc(&self, vcpu: i32, reg: Reg, desc: SegDesc) -> Result<(), Errno> {
+        let SegDesc { base, limit, access } = desc;
+        let argument = abi::VmSegDesc { cpuid: vcpu, regnum: reg as i32, base, limit, access };
+        self.ioctl(abi::VM_SET_SEGMENT_DESCRIPTOR, argument).map(drop)
+    }
+
+    /// `vm_get_desc`.
+    pub(crate) fn desc(&self, vcpu: i32, reg: Reg) -> Result<SegDesc, Errno> {
+        let argument = abi::VmSegDesc { cpuid: vcpu, regnum: reg as i32, ..abi::VmSegDesc::default() };
+        let abi::VmSegDesc { base, limit, access, .. } = self.ioctl(abi::VM_GET_SEGMENT_DESCRIPTOR, argument)?;
+        Ok(SegDesc { base, limit, access })
+    }
+
+    /// `vcpu_reset`. The first error ends it.
+    pub(crate) fn vcpu_reset(&self, vcpu: i32) -> Result<(), Errno> {
+        reset::writes(self.generation.reset()).try_for_each(|write| match write {
+            Write::Register(reg, value) => self.set_register(vcpu, reg, value),
+            Write::Descriptor(reg, desc) => self.set_desc(vcpu, reg, desc),
+        })
+    }
+
+    /// `vm_inject_exception`; the instruction that faulted is restarted.
+    pub(crate) fn inject_fault(&self, vcpu: i32, vector: i32, error_code: Option<u32>) -> Result<(), Errno> {
+        let exception = abi::VmException {
+            cpuid: vcpu,
+            vector,
+            error_code: error_code.unwrap_or_default(),
+            error_code_valid: error_code.is_some().into(),
+            restart_instruction: 1,
+        };
+        self.ioctl(abi::VM_INJECT_EXCEPTION, exception).map(drop)
+    }
+
+    // -- interrupts and time --------------------------------------------------------------------------------------------
+
+    /// `vm_isa_pulse_irq`, the same number at both controllers.
+    pub(crate) fn isa_pulse_irq(&self, irq: i32) -> Result<(), Errno> {
+        self.ioctl(abi::VM_ISA_PULSE_IRQ, abi::VmIsaIrq { atpic_irq: irq, ioapic_irq: irq }).map(drop)
+    }
+
+    /// `vm_isa_set_irq_trigger` with `LEVEL_TRIGGER`.
+    pub(crate) fn isa_set_irq_level_triggered(&self, irq: i32) -> Result<(), Errno> {
+        self.ioctl(abi::VM_ISA_SET_IRQ_TRIGGER, abi::VmIsaIrqTrigger { atpic_irq: irq, trigger: 1 }).map(drop)
+    }
+
+    /// `vm_ioapic_pincount`.
+    pub(crate) fn ioapic_pincount(&self) -> Result<i32, Errno> {
+        self.ioctl(abi::VM_IOAPIC_PINCOUNT, 0_i32)
+    }
+
+    /// `vm_get_hpet_capabilities`.
+    pub(crate) fn hpet_capabilities(&self) -> Result<u32, Errno> {
+        Ok(self.ioctl(abi::VM_GET_HPET_CAPABILITIES, abi::VmHpetCap::default())?.capabilities)
+    }
+
+    /// `vm_rtc_write`: one byte of NVRAM.
+    pub(crate) fn rtc_write(&self, offset: u8, value: u8) -> Result<(), Errno> {
+        let data = abi::VmRtcData { offset: offset.into(), value, ..abi::VmRtcData::default() };
+        self.ioctl(abi::VM_RTC_WRITE, data).map(drop)
+    }
+
+    /// `vm_rtc_settime`, in seconds since 1970.
+    pub(crate) fn rtc_settime(&self, secs: i64) -> Result<(), Errno> {
+        self.ioctl(abi::VM_RTC_SETTIME, abi::VmRtcTime { secs }).map(drop)
+    }
+}

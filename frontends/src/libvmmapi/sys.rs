@@ -1,0 +1,81 @@
+//! The system calls behind libvmmapi, as traits: the modelled kernel answers them in a cell, a script in tests.
+
+use std::sync::Arc;
+use vmm::abi::{Errno, Request};
+use vmm::kernel::{Device, Kernel, Mapping};
+
+/// What a process asks of the host kernel before it has a virtual machine open.
+pub(crate) trait System: Send + Sync {
+    /// `sysctl hw.vmm.create`.
+    ///
+    /// # Errors
+    /// What the kernel says; EEXIST when the name is taken.
+    fn vm_create(&self, name: &str) -> Result<(), Errno>;
+
+    /// `open("/dev/vmm/NAME")`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno>;
+
+    /// `open("/dev/vmm.io/NAME.SEGMENT")` and `mmap` of the whole of it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn map_devmem(&self, name: &str, segment: &str) -> Result<Arc<dyn SharedMemory>, Errno>;
+}
+
+/// An open `/dev/vmm/NAME`.
+pub(crate) trait DeviceFile: Send + Sync {
+    /// `ioctl`. Pointers inside the argument count from its first byte.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<(), Errno>;
+
+    /// `mmap` of guest physical memory.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn mmap(&self, gpa: u64, len: u64) -> Result<Arc<dyn SharedMemory>, Errno>;
+}
+
+/// Guest memory mapped into the process.
+pub(crate) trait SharedMemory: Send + Sync {
+    /// Copies bytes in; `false` when the range leaves the mapping.
+    #[must_use]
+    fn write(&self, at: u64, bytes: &[u8]) -> bool;
+}
+
+impl System for Kernel {
+    fn vm_create(&self, name: &str) -> Result<(), Errno> {
+        Kernel::vm_create(self, name)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno> {
+        let device = Kernel::open(self, name)?;
+        Ok(Arc::new(device))
+    }
+
+    fn map_devmem(&self, name: &str, segment: &str) -> Result<Arc<dyn SharedMemory>, Errno> {
+        let mapping = Kernel::map_devmem(self, name, segment)?;
+        Ok(Arc::new(mapping))
+    }
+}
+
+impl DeviceFile for Device {
+    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<(), Errno> {
+        Device::ioctl(self, request, argument)
+    }
+
+    fn mmap(&self, gpa: u64, len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+        let mapping = Device::mmap(self, gpa, len)?;
+        Ok(Arc::new(mapping))
+    }
+}
+
+impl SharedMemory for Mapping {
+    fn write(&self, at: u64, bytes: &[u8]) -> bool {
+        Mapping::write(self, at, bytes)
+    }
+}

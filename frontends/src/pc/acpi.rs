@@ -1,0 +1,403 @@
+//! The ACPI tables as `acpi.c` of 12.x to 13.x lays them out: RSDP at 0xF2400, then RSDT, XSDT, MADT, FADT, HPET, MCFG,
+//! FACS, DSDT.
+//!
+//! bhyve writes ASL, runs `iasl` and loads what comes out; here the same tables are made directly. The DSDT holds what a
+//! guest needs to power off and to find the PCI bus: `\_S5` and `\_SB.PC00`.
+
+use super::pci::{ECFG_BASE, ECFG_SIZE};
+use super::{fix_checksum, pm};
+
+/// `BHYVE_ACPI_BASE`: where the RSDP stands, and the tables behind it.
+pub(crate) const ACPI_BASE: u64 = 0xf2400;
+
+const RSDT: u64 = ACPI_BASE + 0x40;
+const XSDT: u64 = ACPI_BASE + 0x80;
+const MADT: u64 = ACPI_BASE + 0x100;
+const FADT_ROOM: u64 = 0x140;
+const SMALL_ROOM: u64 = 0x40;
+
+const PM_TIMER: u16 = 0x408;
+const SCI_IRQ: u8 = 9;
+const HPET_ADDRESS: u64 = 0xfed0_0000;
+const LAPIC_ADDRESS: u32 = 0xfee0_0000;
+const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
+
+/// What the tables tell of the machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    /// How many vCPUs; their APIC IDs are their numbers.
+    pub(crate) vcpus: u16,
+    /// The HPET's capabilities, bits 31:0.
+    pub(crate) hpet_capabilities: u32,
+}
+
+/// Where each table stands. The room for the MADT grows with the vCPUs (rS346715).
+struct Layout {
+    fadt: u64,
+    hpet: u64,
+    mcfg: u64,
+    facs: u64,
+    dsdt: u64,
+}
+
+impl Layout {
+    fn of(vcpus: u16) -> Layout {
+        let madt_room = (44 + 8 * u64::from(vcpus) + 12 + 2 * 10 + 6).next_multiple_of(0x100);
+        let fadt = MADT + madt_room;
+        let hpet = fadt + FADT_ROOM;
+        let mcfg = hpet + SMALL_ROOM;
+        let facs = mcfg + SMALL_ROOM;
+        Layout { fadt, hpet, mcfg, facs, dsdt: facs + SMALL_ROOM }
+    }
+}
+
+/// The tables with their guest physical addresses.
+pub(crate) fn build(machine: Machine) -> Vec<(u64, Vec<u8>)> {
+    let layout = Layout::of(machine.vcpus);
+    let listed = [MADT, layout.fadt, layout.hpet, layout.mcfg];
+    vec![
+        (ACPI_BASE, rsdp()),
+        (RSDT, root_table(*b"RSDT", *b"BVRSDT  ", &listed.map(|at| (at as u32).to_le_bytes()))),
+        (XSDT, root_table(*b"XSDT", *b"BVXSDT  ", &listed.map(u64::to_le_bytes))),
+        (MADT, madt(machine.vcpus)),
+        (layout.fadt, fadt(&layout)),
+        (layout.hpet, hpet(machine.hpet_capabilities)),
+        (layout.mcfg, mcfg()),
+        (layout.facs, facs()),
+        (layout.dsdt, dsdt()),
+    ]
+}
+
+/// Bytes in the order in which a table's chapter lists its fields.
+struct Fields(Vec<u8>);
+
+impl Fields {
+    /// A table's header (ACPI 5.2.6); length and checksum come with [`Fields::table`].
+    fn header(signature: [u8; 4], revision: u8, table_id: [u8; 8]) -> Fields {
+        let mut fields = Fields(Vec::new());
+        fields.bytes(&signature).u32(0).u8(revision).u8(0).bytes(b"BHYVE ").bytes(&table_id);
+        fields.u32(1).bytes(b"SPUP").u32(1);
+        fields
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Fields {
+        self.0.extend(bytes);
+        self
+    }
+
+    fn u8(&mut self, value: u8) -> &mut Fields {
+        self.bytes(&[value])
+    }
+
+    fn u16(&mut self, value: u16) -> &mut Fields {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    fn u32(&mut self, value: u32) -> &mut Fields {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    fn u64(&mut self, value: u64) -> &mut Fields {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    /// A generic address (ACPI 5.2.3.2).
+    fn address(&mut self, address: GenericAddress) -> &mut Fields {
+        let GenericAddress { space, width, access, address } = address;
+        self.u8(space).u8(width).u8(0).u8(access).u64(address)
+    }
+
+    /// The table with length and checksum filled in.
+    fn table(&mut self) -> Vec<u8> {
+        let mut table = std::mem::take(&mut self.0);
+        let len = table.len() as u32;
+        table[4..8].copy_from_slice(&len.to_le_bytes());
+        fix_checksum(&mut table, 9);
+        table
+    }
+}
+
+/// A register's place. `width` in bits; `access` 0 undefined, 1 byte, 2 word, 3 double word.
+#[derive(Clone, Copy)]
+struct GenericAddress {
+    space: u8,
+    width: u8,
+    access: u8,
+    address: u64,
+}
+
+impl GenericAddress {
+    fn io(port: u16, width: u8, access: u8) -> GenericAddress {
+        GenericAddress { space: 1, width, access, address: port.into() }
+    }
+}
+
+/// Root System Description Pointer, revision 2 (ACPI 5.2.5.3).
+fn rsdp() -> Vec<u8> {
+    let mut fields = Fields(Vec::new());
+    fields.bytes(b"RSD PTR ").u8(0).bytes(b"BHYVE ").u8(2).u32(RSDT as u32);
+    fields.u32(36).u64(XSDT).u8(0).bytes(&[0; 3]);
+    let mut rsdp = fields.0;
+    fix_checksum(&mut rsdp[..20], 8);
+    fix_checksum(&mut rsdp, 32);
+    rsdp
+}
+
+fn root_table<const N: usize>(signature: [u8; 4], table_id: [u8; 8], entries: &[[u8; N]]) -> Vec<u8> {
+    Fields::header(signature, 1, table_id).bytes(entries.as_flattened()).table()
+}
+
+/// Multiple APIC Description Table (ACPI 5.2.12). APIC IDs above 255 wrap, as they do in bhyve: this table has no x2APIC
+/// entries.
+fn madt(vcpus: u16) -> Vec<u8> {
+    const PCAT_COMPAT: u32 = 1;
+    const ENABLED: u32 = 1;
+    let mut fields = Fields::header(*b"APIC", 1, *b"BVMADT  ");
+    fields.u32(LAPIC_ADDRESS).u32(PCAT_COMPAT);
+    for vcpu in 0..vcpus {
+        fields.u8(0).u8(8).u8(vcpu as u8).u8(vcpu as u8).u32(ENABLED);
+    }
+    // One I/O APIC, ID 0, from GSI 0.
+    fields.u8(1).u8(12).u8(0).u8(0).u32(IOAPIC_ADDRESS).u32(0);
+    // IRQ 0 is pin 2, active high, edge.
+    fields.u8(2).u8(10).u8(0).u8(0).u32(2).u16(0b0101);
+    // The SCI, active low, level.
+    fields.u8(2).u8(10).u8(0).u8(SCI_IRQ).u32(SCI_IRQ.into()).u16(0b1111);
+    // NMI at LINT1 of every processor, active high, edge.
+    fields.u8(4).u8(6).u8(0xff).u16(0b0101).u8(1);
+    fields.table()
+}
+
+/// Fixed ACPI Description Table, revision 5 (ACPI 5.2.9).
+fn fadt(layout: &Layout) -> Vec<u8> {
+    const WBINVD: u32 = 1 << 0;
+    const PROC_C1: u32 = 1 << 2;
+    const SLEEP_BUTTON_IS_METHOD: u32 = 1 << 5;
+    const PM_TIMER_32_BIT: u32 = 1 << 8;
+    const RESET_REGISTER: u32 = 1 << 10;
+    const HEADLESS: u32 = 1 << 12;
+    const APIC_PHYSICAL_MODE: u32 = 1 << 19;
+    const FLAGS: u32 =
+        WBINVD | PROC_C1 | SLEEP_BUTTON_IS_METHOD | PM_TIMER_32_BIT | RESET_REGISTER | HEADLESS | APIC_PHYSICAL_MODE;
+    const NO_VGA: u16 = 1 << 2;
+    const NO_ASPM: u16 = 1 << 4;
+    const CMOS_CENTURY: u8 = 0x32;
+    const RESET_VALUE: u8 = 6;
+    const NONE: GenericAddress = GenericAddress { space: 1, width: 0, access: 0, address: 0 };
+
+    let mut fields = Fields::header(*b"FACP", 5, *b"BVFACP  ");
+    fields.u32(layout.facs as u32).u32(layout.dsdt as u32).u8(1).u8(0).u16(SCI_IRQ.into());
+    fields.u32(pm::SMI_COMMAND.into()).u8(pm::ACPI_ENABLE).u8(pm::ACPI_DISABLE).u8(0).u8(0);
+    // Ports: PM1a and PM1b events, PM1a and PM1b control, PM2, timer, GPE0, GPE1; then their lengths.
+    fields.u32(pm::PM1_STATUS.into()).u32(0).u32(pm::PM1_CONTROL.into()).u32(0).u32(0);
+    fields.u32(PM_TIMER.into()).u32(0).u32(0);
+    fields.u8(4).u8(2).u8(0).u8(4).u8(0).u8(0).u8(0).u8(0);
+    // Latencies, caches, duty cycle, alarms.
+    fields.u16(0).u16(0).u16(0).u16(0).u8(0).u8(0).u8(0).u8(0).u8(CMOS_CENTURY);
+    fields.u16(NO_VGA | NO_ASPM).u8(0).u32(FLAGS);
+    fields.address(GenericAddress::io(pm::RESET, 8, 1)).u8(RESET_VALUE).bytes(&[0; 3]);
+    fields.u64(layout.facs).u64(layout.dsdt);
+    fields.address(GenericAddress::io(pm::PM1_STATUS, 32, 2)).address(NONE);
+    fields.address(GenericAddress::io(pm::PM1_CONTROL, 16, 2)).address(NONE).address(NONE);
+    fields.address(GenericAddress::io(PM_TIMER, 32, 3)).address(NONE).address(NONE);
+    // Sleep control and status, of machines with reduced hardware.
+    fields.address(NONE).address(NONE);
+    fields.table()
+}
+
+/// IA-PC HPET Description Table (HPET 1.0a, 3.2.4).
+fn hpet(capabilities: u32) -> Vec<u8> {
+    const PAGE_PROTECTION_4K: u8 = 1;
+    let memory = GenericAddress { space: 0, width: 0, access: 0, address: HPET_ADDRESS };
+    let mut fields = Fields::header(*b"HPET", 1, *b"BVHPET  ");
+    fields.u32(capabilities).address(memory).u8(0).u16(0).u8(PAGE_PROTECTION_4K).table()
+}
+
+/// Memory Mapped Configuration Space (PCI Firmware 3.0, 4.1.2).
+fn mcfg() -> Vec<u8> {
+    const LAST_BUS: u8 = ((ECFG_SIZE >> 20) - 1) as u8;
+    let mut fields = Fields::header(*b"MCFG", 1, *b"BVMCFG  ");
+    fields.u64(0).u64(ECFG_BASE).u16(0).u8(0).u8(LAST_BUS).u32(0).table()
+}
+
+/// Firmware ACPI Control Structure (ACPI 5.2.10). It has no checksum.
+fn facs() -> Vec<u8> {
+    const LEN: u32 = 64;
+    const VERSION: u8 = 2;
+    let mut fields = Fields(Vec::new());
+    // Hardware signature, waking vector, lock, flags, 64-bit waking vector.
+    fields.bytes(b"FACS").u32(LEN).u32(0).u32(0).u32(0).u32(0).u64(0).u8(VERSION).bytes(&[0; 31]);
+    fields.0
+}
+
+/// Differentiated System Description Table: header and AML (ACPI 20.2).
+fn dsdt() -> Vec<u8> {
+    Fields::header(*b"DSDT", 2, *b"BVDSDT  ").bytes(&aml::definitions()).table()
+}
+
+/// The few AML encodings that the DSDT needs (ACPI 20.2).
+mod aml {
+    use super::super::pm::SLEEP_TYPE_S5;
+
+    const ZERO: u8 = 0x00;
+    const NAME: u8 = 0x08;
+    const BYTE: u8 = 0x0a;
+    const DWORD: u8 = 0x0c;
+    const SCOPE: u8 = 0x10;
+    const PACKAGE: u8 = 0x12;
+    const EXT: u8 = 0x5b;
+    const DEVICE: u8 = 0x82;
+    const ROOT: u8 = b'\\';
+
+    /// `Name (\_S5, Package (2) { 5, Zero })  Scope (\_SB) { Device (PC00) { … } }`.
+    pub(super) fn definitions() -> Vec<u8> {
+        let s5 = package(2, &[BYTE, SLEEP_TYPE_S5, ZERO]);
+        let mut bytes = vec![NAME, ROOT];
+        bytes.extend(b"_S5_");
+        bytes.extend(s5);
+        bytes.push(SCOPE);
+        bytes.extend(sized(&[&[ROOT][..], b"_SB_", &pci_root()].concat()));
+        bytes
+    }
+
+    /// The PCI host bridge, `PNP0A03`, bus 0.
+    fn pci_root() -> Vec<u8> {
+        let hid = [&[DWORD][..], &eisa_id(b"PNP0A03")].concat();
+        let body = [name(b"_HID", &hid), name(b"_ADR", &[ZERO]), name(b"_BBN", &[ZERO])].concat();
+        let mut bytes = vec![EXT, DEVICE];
+        bytes.extend(sized(&[&b"PC00"[..], &body].concat()));
+        bytes
+    }
+
+    fn name(name: &[u8; 4], value: &[u8]) -> Vec<u8> {
+        [&[NAME][..], name, value].concat()
+    }
+
+    fn package(elements: u8, values: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![PACKAGE];
+        bytes.extend(sized(&[&[elements][..], values].concat()));
+        bytes
+    }
+
+    /// The contents with their `PkgLength` before them, which counts itself (ACPI 20.2.4).
+    pub(super) fn sized(contents: &[u8]) -> Vec<u8> {
+        let one_byte = contents.len() + 1;
+        let mut bytes = if one_byte < 1 << 6 {
+            vec![one_byte as u8]
+        } else {
+            let total = contents.len() + 2;
+            assert!(total < 1 << 12, "no package of ours is longer than 4 KiB");
+            vec![1 << 6 | (total & 0xf) as u8, (total >> 4) as u8]
+        };
+        bytes.extend(contents);
+        bytes
+    }
+
+    /// `EisaId` (ACPI 19.3.4): three letters of 5 bits and four hexadecimal digits, big-endian.
+    pub(super) fn eisa_id(id: &[u8; 7]) -> [u8; 4] {
+        let letters = id[..3].iter().fold(0_u32, |value, letter| value << 5 | u32::from(letter - 0x40));
+        let digit = |byte: u8| char::from(byte).to_digit(16).expect("the IDs of this module end in four digits");
+        let digits = id[3..].iter().fold(0, |value, &byte| value << 4 | digit(byte));
+        (letters << 16 | digits).to_be_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sum;
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// Guest memory as a guest sees it: tables by address.
+    fn memory(vcpus: u16) -> BTreeMap<u64, Vec<u8>> {
+        build(Machine { vcpus, hpet_capabilities: 0x8086_a701 }).into_iter().collect()
+    }
+
+    fn word(bytes: &[u8], at: usize) -> u64 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes")).into()
+    }
+
+    fn long(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+    }
+
+    fn checked(memory: &BTreeMap<u64, Vec<u8>>, at: u64, signature: &[u8; 4]) -> Vec<u8> {
+        let table = memory[&at].clone();
+        assert_eq!(&table[..4], signature);
+        assert_eq!(word(&table, 4) as usize, table.len());
+        assert_eq!(sum(&table), 0, "checksum of {}", String::from_utf8_lossy(signature));
+        table
+    }
+
+    #[test]
+    fn a_guest_finds_every_table() {
+        let memory = memory(4);
+        let rsdp = &memory[&0xf2400];
+        assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(rsdp), rsdp.len()), (&b"RSD PTR "[..], 0, 0, 36));
+        let rsdt = checked(&memory, word(rsdp, 16), b"RSDT");
+        let xsdt = checked(&memory, long(rsdp, 24), b"XSDT");
+        let from_rsdt: Vec<u64> = (36..rsdt.len()).step_by(4).map(|at| word(&rsdt, at)).collect();
+        let from_xsdt: Vec<u64> = (36..xsdt.len()).step_by(8).map(|at| long(&xsdt, at)).collect();
+        assert_eq!(from_rsdt, from_xsdt);
+        for (at, signature) in from_xsdt.iter().zip([b"APIC", b"FACP", b"HPET", b"MCFG"]) {
+            checked(&memory, *at, signature);
+        }
+        let fadt = checked(&memory, from_xsdt[1], b"FACP");
+        assert_eq!(fadt.len(), 268);
+        assert_eq!((word(&fadt, 36), word(&fadt, 40)), (long(&fadt, 132), long(&fadt, 140)));
+        assert_eq!([48, 56, 64, 76].map(|at| word(&fadt, at)), [0xb2, 0x400, 0x404, 0x408]);
+        assert_eq!((fadt[46], fadt[116], long(&fadt, 120), fadt[128]), (9, 1, 0xcf9, 6));
+        assert_eq!((long(&fadt, 152), long(&fadt, 176), long(&fadt, 212)), (0x400, 0x404, 0x408));
+        assert_eq!(&memory[&word(&fadt, 36)][..4], b"FACS");
+        assert_eq!(memory[&word(&fadt, 36)].len(), 64);
+        checked(&memory, word(&fadt, 40), b"DSDT");
+    }
+
+    proptest! {
+        #[test]
+        fn the_madt_has_an_entry_for_every_vcpu(vcpus in 1_u16..=256) {
+            let memory = memory(vcpus);
+            let madt = checked(&memory, 0xf2500, b"APIC");
+            let (mut apic_ids, mut counts) = (Vec::new(), [0; 5]);
+            let mut rest = &madt[44..];
+            while let [kind, len, entry @ ..] = rest {
+                counts[usize::from(*kind)] += 1;
+                if *kind == 0 {
+                    prop_assert_eq!(word(entry, 2), 1, "enabled");
+                    apic_ids.push(u16::from(entry[1]));
+                }
+                rest = &rest[usize::from(*len)..];
+            }
+            prop_assert_eq!(apic_ids, (0..vcpus).collect::<Vec<_>>());
+            prop_assert_eq!(counts, [usize::from(vcpus), 1, 2, 0, 1]);
+        }
+
+        #[test]
+        fn tables_do_not_overlap_and_stay_below_1_mib(vcpus in 1_u16..=256) {
+            let mut end = 0xf2400;
+            for (at, table) in memory(vcpus) {
+                prop_assert!(at >= end);
+                end = at + table.len() as u64;
+            }
+            prop_assert!(end <= 0x10_0000);
+        }
+
+        #[test]
+        fn package_lengths_count_themselves(len in 0_usize..4000) {
+            let bytes = aml::sized(&vec![0; len]);
+            let total = match bytes[0] >> 6 {
+                0 => usize::from(bytes[0]),
+                _ => usize::from(bytes[0] & 0xf) | usize::from(bytes[1]) << 4,
+            };
+            prop_assert_eq!(total, bytes.len());
+        }
+    }
+
+    #[test]
+    fn s5_says_5() {
+        let aml = aml::definitions();
+        assert_eq!(aml[..12], [0x08, b'\\', b'_', b'S', b'5', b'_', 0x12, 5, 2, 0x0a, 5, 0]);
+        assert_eq!(aml::eisa_id(b"PNP0A03"), [0x41, 0xd0, 0x0a, 0x03]);
+    }
+}

@@ -1,0 +1,237 @@
+//! The PC around the processors, as far as bhyve keeps it in userspace.
+//!
+//! A device touches nothing outside itself: an access returns its [`Reaction`], and the vCPU's thread makes the system
+//! calls. What real machines have and bhyve leaves to the kernel is not here: PIC, PIT, RTC, PM timer, I/O APIC, HPET.
+//!
+//! bhyve has a few devices more, whose ports and memory answer here like everybody's that is not there: the POST port,
+//! fwctl, the VM generation counter with its GPE block, SMBIOS.
+
+pub(crate) mod acpi;
+mod kbdc;
+pub(crate) mod mptable;
+pub(crate) mod pci;
+pub(crate) mod pm;
+mod uart;
+
+use crate::Console;
+use kbdc::Kbdc;
+use parking_lot::Mutex;
+use pci::Pci;
+use pm::Pm;
+use uart::Uart;
+use vmm::trace::GuestReport;
+use vmm::trace::report_port::REPORT_PORT;
+
+/// An access to an I/O port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Inout {
+    /// The port.
+    pub(crate) port: u16,
+    /// 1, 2 or 4.
+    pub(crate) bytes: u8,
+    /// What is written; `None` for IN.
+    pub(crate) data: Option<u32>,
+}
+
+/// What a device wants done outside itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// An edge on an ISA interrupt line.
+    PulseIrq(u8),
+    /// The VM is to be suspended, for this reason (`enum vm_suspend_how`).
+    Suspend(i32),
+    /// The guest reported to the harness.
+    Report(GuestReport),
+}
+
+/// What an access led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reaction {
+    /// What IN returns, in the low `bytes` bytes.
+    pub(crate) value: u32,
+    /// What is to be done outside.
+    pub(crate) effect: Option<Effect>,
+}
+
+impl Reaction {
+    const NOTHING: Reaction = Reaction { value: 0, effect: None };
+
+    fn of(effect: Option<Effect>) -> Reaction {
+        Reaction { effect, ..Reaction::NOTHING }
+    }
+
+    fn value(value: u32) -> Reaction {
+        Reaction { value, ..Reaction::NOTHING }
+    }
+}
+
+struct Devices {
+    uart: Uart,
+    pci: Pci,
+    pm: Pm,
+    kbdc: Kbdc,
+}
+
+/// The devices of one PC, shared by the threads of its vCPUs.
+pub(crate) struct Pc {
+    devices: Mutex<Devices>,
+}
+
+impl Pc {
+    /// A PC after power-up, its COM1 on the console.
+    pub(crate) fn new(console: &Console) -> Pc {
+        let devices = Devices { uart: Uart::new(console), pci: Pci::new(), pm: Pm::default(), kbdc: Kbdc::new() };
+        Pc { devices: Mutex::new(devices) }
+    }
+
+    /// `emulate_inout`: `None` where the handler refuses the access. Ports without a device read as all ones and ignore
+    /// writes (`default_inout`; `-e` is not given).
+    pub(crate) fn inout(&self, access: Inout) -> Option<Reaction> {
+        let mut devices = self.devices.lock();
+        let Devices { uart, pci, pm, kbdc } = &mut *devices;
+        let Inout { port, bytes, data } = access;
+        match (port, data) {
+            (uart::COM1..=uart::COM1_LAST, _) => uart_access(uart, access),
+            (REPORT_PORT, Some(word)) if bytes == 4 => {
+                Some(Reaction::of(Some(Effect::Report(GuestReport::from_word(word)))))
+            }
+            (pci::CONFIG_ADDRESS, None) => Some(Reaction::value(pci.read_address(bytes))),
+            (pci::CONFIG_ADDRESS, Some(data)) => {
+                pci.write_address(bytes, data);
+                Some(Reaction::NOTHING)
+            }
+            (pci::CONFIG_DATA..=pci::CONFIG_DATA_LAST, None) => Some(Reaction::value(pci.read_data(port, bytes))),
+            (pci::CONFIG_DATA..=pci::CONFIG_DATA_LAST, Some(data)) => {
+                pci.write_data(port, bytes, data);
+                Some(Reaction::NOTHING)
+            }
+            (pm::PM1_STATUS | pm::PM1_ENABLE | pm::PM1_CONTROL | pm::SMI_COMMAND | pm::RESET, None) => {
+                pm.read(port, bytes).map(Reaction::value)
+            }
+            (pm::PM1_STATUS | pm::PM1_ENABLE | pm::PM1_CONTROL | pm::SMI_COMMAND | pm::RESET, Some(data)) => {
+                pm.write(port, bytes, data)
+            }
+            (kbdc::DATA | kbdc::STATUS, None) => kbdc.read(port, bytes).map(Reaction::value),
+            (kbdc::DATA | kbdc::STATUS, Some(data)) => kbdc.write(port, bytes, data),
+            (_, None) => Some(Reaction::value(u32::MAX)),
+            (_, Some(_)) => Some(Reaction::NOTHING),
+        }
+    }
+
+    /// A read of `bytes` bytes from the hole between RAM and 4 GiB: the PCI window, or all ones
+    /// (`pci_emul_fallback_handler`).
+    pub(crate) fn read_hole(&self, gpa: u64, bytes: u8) -> u64 {
+        match gpa.checked_sub(pci::ECFG_BASE) {
+            Some(offset) if offset < pci::ECFG_SIZE => self.devices.lock().pci.read_window(offset, bytes),
+            _ => u64::MAX,
+        }
+    }
+
+    /// A write to that hole.
+    pub(crate) fn write_hole(&self, gpa: u64, bytes: u8, data: u64) {
+        if let Some(offset) = gpa.checked_sub(pci::ECFG_BASE)
+            && offset < pci::ECFG_SIZE
+        {
+            self.devices.lock().pci.write_window(offset, bytes, data);
+        }
+    }
+}
+
+/// COM1 takes bytes, and words as two bytes at the next two ports (`lpc_uart_io_handler`).
+fn uart_access(uart: &mut Uart, access: Inout) -> Option<Reaction> {
+    if access.bytes > 2 {
+        return None;
+    }
+    let mut reaction = Reaction::NOTHING;
+    for i in 0..access.bytes {
+        let offset = (access.port - uart::COM1) as u8 + i;
+        let pulsed = match access.data {
+            Some(data) => uart.write(offset, data.to_le_bytes()[usize::from(i)]),
+            None => {
+                let (value, pulsed) = uart.read(offset);
+                reaction.value |= u32::from(value) << (8 * i);
+                pulsed
+            }
+        };
+        if pulsed {
+            reaction.effect = Some(Effect::PulseIrq(uart::COM1_IRQ));
+        }
+    }
+    Some(reaction)
+}
+
+/// Makes all bytes sum to 0 by setting the one at `at` (ACPI 5.2.3; MP specification 4.1).
+fn fix_checksum(table: &mut [u8], at: usize) {
+    table[at] = 0;
+    table[at] = sum(table).wrapping_neg();
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use vmm::abi::suspend;
+
+    fn pc() -> (Pc, Console) {
+        let console = Console::new();
+        (Pc::new(&console), console)
+    }
+
+    fn input(pc: &Pc, port: u16, bytes: u8) -> Option<u32> {
+        pc.inout(Inout { port, bytes, data: None }).map(|reaction| reaction.value)
+    }
+
+    fn output(pc: &Pc, port: u16, bytes: u8, data: u32) -> Option<Option<Effect>> {
+        pc.inout(Inout { port, bytes, data: Some(data) }).map(|reaction| reaction.effect)
+    }
+
+    #[test]
+    fn each_port_reaches_its_device() {
+        let (pc, console) = pc();
+        assert_eq!(output(&pc, 0x3f8, 1, u32::from(b'x')), Some(None));
+        assert_eq!(console.serial(), b"x");
+        assert_eq!(output(&pc, 0x404, 2, 5 << 10 | 1 << 13), Some(Some(Effect::Suspend(suspend::POWEROFF))));
+        assert_eq!(output(&pc, 0xcf9, 1, 6), Some(Some(Effect::Suspend(suspend::RESET))));
+        assert_eq!(output(&pc, 0x64, 1, 0xfe), Some(Some(Effect::Suspend(suspend::RESET))));
+        output(&pc, 0xcf8, 4, 0x8000_0000);
+        assert_eq!(input(&pc, 0xcfe, 2), Some(0x1275));
+        assert_eq!(input(&pc, 0xb2, 1), None, "bhyve's handler takes OUT alone");
+    }
+
+    #[test]
+    fn reports_are_words() {
+        let (pc, _) = pc();
+        let report = GuestReport::Done { aps: 3 };
+        assert_eq!(output(&pc, 0x5350, 4, 7 << 24 | 3), Some(Some(Effect::Report(report))));
+        assert_eq!(output(&pc, 0x5350, 1, 7), Some(None));
+        assert_eq!(input(&pc, 0x5350, 4), Some(u32::MAX));
+    }
+
+    #[test]
+    fn the_hole_reads_as_ones_but_for_the_window() {
+        let (pc, _) = pc();
+        assert_eq!(pc.read_hole(0xd000_0000, 4), u64::MAX);
+        assert_eq!(pc.read_hole(0xe000_0000, 2), 0x1275);
+        assert_eq!(pc.read_hole(0xf000_0000, 4), u64::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn no_access_panics(port: u16, bytes in prop_oneof![Just(1_u8), Just(2), Just(4)], data: Option<u32>) {
+            let (pc, _) = pc();
+            let _reaction = pc.inout(Inout { port, bytes, data });
+        }
+
+        #[test]
+        fn no_memory_access_panics(gpa in 0xdfff_0000_u64..0xf001_0000, size in 0..4_u32, data: u64) {
+            let (pc, _) = pc();
+            let bytes = 1 << size;
+            pc.write_hole(gpa, bytes, data);
+            let _value = pc.read_hole(gpa, bytes);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! PCI: configuration mechanism 1, the extended configuration window, and the two devices of the smallest bhyve command
+//! line (`-s 0,hostbridge -s 31,lpc`).
+
+/// CONFIG_ADDRESS, 32 bits.
+pub(super) const CONFIG_ADDRESS: u16 = 0xcf8;
+/// First byte of CONFIG_DATA.
+pub(super) const CONFIG_DATA: u16 = 0xcfc;
+/// Last byte of CONFIG_DATA.
+pub(super) const CONFIG_DATA_LAST: u16 = 0xcff;
+/// Where the extended configuration window begins (`PCI_EMUL_ECFG_BASE`).
+pub(crate) const ECFG_BASE: u64 = 0xe000_0000;
+/// Its length: 256 buses of 1 MiB.
+pub(crate) const ECFG_SIZE: u64 = 256 << 20;
+
+const ENABLE: u32 = 1 << 31;
+
+/// Configuration registers (PCI 3.0, 6.1).
+mod reg {
+    pub(super) const VENDOR: usize = 0x00;
+    pub(super) const DEVICE: usize = 0x02;
+    pub(super) const COMMAND: usize = 0x04;
+    pub(super) const SUBCLASS: usize = 0x0a;
+    pub(super) const CLASS: usize = 0x0b;
+    pub(super) const CAP_PTR: usize = 0x34;
+    pub(super) const STATUS: usize = 0x06;
+    pub(super) const INT_LINE: usize = 0x3c;
+}
+
+/// What a function's configuration space holds, and which bits the guest can change.
+struct Function {
+    value: [u8; 256],
+    writable: [u8; 256],
+}
+
+impl Function {
+    fn new(vendor: u16, device: u16, subclass: u8) -> Function {
+        const CLASS_BRIDGE: u8 = 0x06;
+        const BUS_MASTER: u8 = 0x04;
+        let mut function = Function { value: [0; 256], writable: [0; 256] };
+        function.value[reg::VENDOR..][..2].copy_from_slice(&vendor.to_le_bytes());
+        function.value[reg::DEVICE..][..2].copy_from_slice(&device.to_le_bytes());
+        function.value[reg::CLASS] = CLASS_BRIDGE;
+        function.value[reg::SUBCLASS] = subclass;
+        function.value[reg::COMMAND] = BUS_MASTER;
+        function.value[reg::INT_LINE] = 0xff;
+        // I/O, memory, bus master, special cycles, MWI, snoop, parity; SERR, fast back-to-back, INTx disable.
+        function.writable[reg::COMMAND] = 0x7f;
+        function.writable[reg::COMMAND + 1] = 0x07;
+        function.writable[reg::INT_LINE] = 0xff;
+        function
+    }
+
+    /// `pci_hostbridge.c`: a NetApp host bridge with a PCI Express capability.
+    fn host_bridge() -> Function {
+        const SUBCLASS_HOST: u8 = 0x00;
+        const CAP: usize = 0x40;
+        let mut function = Function::new(0x1275, 0x1275, SUBCLASS_HOST);
+        function.value[reg::STATUS] = 0x10; // a capability list
+        function.value[reg::CAP_PTR] = CAP as u8;
+        // Capability 0x10, none after it, version 2 root port; the link is one lane of generation 1.
+        function.value[CAP..][..4].copy_from_slice(&[0x10, 0, 0x42, 0]);
+        function.value[CAP + 0x0c..][..4].copy_from_slice(&0x411_u32.to_le_bytes());
+        function.value[CAP + 0x12..][..2].copy_from_slice(&0x11_u16.to_le_bytes());
+        function
+    }
+
+    /// `pci_lpc.c`: a PIIX3-like ISA bridge. Its eight PIRQ routing registers begin disabled.
+    fn lpc_bridge() -> Function {
+        const SUBCLASS_ISA: u8 = 0x01;
+        const PIRQ_DISABLED: u8 = 0x80;
+        /// IRQ routing enable (inverted) and the interrupt's number.
+        const PIRQ_WRITABLE: u8 = 0x8f;
+        let mut function = Function::new(0x8086, 0x7000, SUBCLASS_ISA);
+        for pirq in (0x60..0x64).chain(0x68..0x6c) {
+            function.value[pirq] = PIRQ_DISABLED;
+            function.writable[pirq] = PIRQ_WRITABLE;
+        }
+        function
+    }
+
+    fn read(&self, offset: usize, bytes: usize) -> u32 {
+        self.value[offset..][..bytes].iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte))
+    }
+
+    fn write(&mut self, offset: usize, bytes: usize, data: u32) {
+        for (i, byte) in data.to_le_bytes().into_iter().take(bytes).enumerate() {
+            let writable = self.writable[offset + i];
+            let value = &mut self.value[offset + i];
+            *value = *value & !writable | byte & writable;
+        }
+    }
+}
+
+/// A function and a byte within its configuration space.
+#[derive(Clone, Copy)]
+struct Address {
+    bus: u8,
+    /// Device and function as in CONFIG_ADDRESS: 5 and 3 bits.
+    devfn: u8,
+    /// 0 to 255, or to 4095 through the window.
+    offset: u16,
+}
+
+/// Bus 0 with its two devices.
+pub(super) struct Pci {
+    /// CONFIG_ADDRESS as written, bits 1:0 cleared.
+    address: u32,
+    host_bridge: Function,
+    lpc_bridge: Function,
+}
+
+impl Pci {
+    pub(super) fn new() -> Pci {
+        Pci { address: 0, host_bridge: Function::host_bridge(), lpc_bridge: Function::lpc_bridge() }
+    }
+
+    fn function(&mut self, address: Address) -> Option<&mut Function> {
+        match (address.bus, address.devfn) {
+            (0, 0) => Some(&mut self.host_bridge),
+            (0, 0xf8) => Some(&mut self.lpc_bridge),
+            _ => None,
+        }
+    }
+
+    /// `pci_cfgrw` of a read. Nobody there, or unaligned: all ones.
+    fn read(&mut self, address: Address, bytes: usize) -> u32 {
+        let offset = usize::from(address.offset);
+        match self.function(address) {
+            Some(function) if offset % bytes == 0 && offset < 256 => function.read(offset, bytes),
+            // No extended capabilities: a header of zeros (PCI Express 7.9.2).
+            Some(_) if offset % bytes == 0 && offset <= 0x103 => 0,
+            _ => u32::MAX,
+        }
+    }
+
+    /// `pci_cfgrw` of a write.
+    fn write(&mut self, address: Address, bytes: usize, data: u32) {
+        let offset = usize::from(address.offset);
+        if let Some(function) = self.function(address)
+            && offset % bytes == 0
+            && offset < 256
+        {
+            function.write(offset, bytes, data);
+        }
+    }
+
+    /// IN from CONFIG_ADDRESS: narrower accesses find nobody.
+    pub(super) fn read_address(&self, bytes: u8) -> u32 {
+        if bytes == 4 { self.address } else { u32::MAX }
+    }
+
+    /// OUT to CONFIG_ADDRESS.
+    pub(super) fn write_address(&mut self, bytes: u8, data: u32) {
+        if bytes == 4 {
+            self.address = data & !0x7f00_0003;
+        }
+    }
+
+    fn selected(&self, port: u16) -> Option<Address> {
+        let offset = self.address as u8 as u16 + (port - CONFIG_DATA);
+        let [_, devfn, bus, _] = self.address.to_le_bytes();
+        (self.address & ENABLE != 0).then_some(Address { bus, devfn, offset })
+    }
+
+    /// IN from a port of CONFIG_DATA.
+    pub(super) fn read_data(&mut self, port: u16, bytes: u8) -> u32 {
+        self.selected(port).map_or(u32::MAX, |address| self.read(address, bytes.into()))
+    }
+
+    /// OUT to a port of CONFIG_DATA.
+    pub(super) fn write_data(&mut self, port: u16, bytes: u8, data: u32) {
+        if let Some(address) = self.selected(port) {
+            self.write(address, bytes.into(), data);
+        }
+    }
+
+    fn in_window(offset: u64) -> Address {
+        // Bits 11:0 offset, 19:12 device and function, 27:20 bus (PCI Express 7.2.2).
+        let [devfn, bus] = [12, 20].map(|shift| (offset >> shift) as u8);
+        Address { bus, devfn, offset: offset as u16 & 0xfff }
+    }
+
+    /// Read from the window, `offset` bytes from [`ECFG_BASE`]; 8-byte accesses are two of 4, as there.
+    pub(super) fn read_window(&mut self, offset: u64, bytes: u8) -> u64 {
+        if bytes == 8 {
+            return self.read_window(offset, 4) | self.read_window(offset + 4, 4) << 32;
+        }
+        self.read(Pci::in_window(offset), bytes.into()).into()
+    }
+
+    /// Write to the window.
+    pub(super) fn write_window(&mut self, offset: u64, bytes: u8, data: u64) {
+        if bytes == 8 {
+            self.write_window(offset, 4, data & 0xffff_ffff);
+            self.write_window(offset + 4, 4, data >> 32);
+            return;
+        }
+        self.write(Pci::in_window(offset), bytes.into(), data as u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_bridges_are_where_they_belong() {
+        let mut pci = Pci::new();
+        let mut found = Vec::new();
+        for devfn in 0..=0xff_u32 {
+            pci.write_address(4, ENABLE | devfn << 8);
+            let id = pci.read_data(CONFIG_DATA, 4);
+            if id != u32::MAX {
+                found.push((devfn, id));
+            }
+        }
+        assert_eq!(found, [(0, 0x1275_1275), (0xf8, 0x7000_8086)]);
+        pci.write_address(4, 0);
+        assert_eq!(pci.read_data(CONFIG_DATA, 4), u32::MAX, "not enabled");
+    }
+
+    #[test]
+    fn registers_keep_their_read_only_bits() {
+        let mut pci = Pci::new();
+        pci.write_address(4, ENABLE | 0xf8 << 8 | 0x60);
+        pci.write_data(CONFIG_DATA + 1, 1, 0xff);
+        assert_eq!(pci.read_data(CONFIG_DATA + 1, 1), 0x8f);
+        assert_eq!(pci.read_data(CONFIG_DATA, 2), 0x8f80);
+        assert_eq!(pci.read_data(CONFIG_DATA + 1, 2), u32::MAX, "unaligned");
+        pci.write_address(4, ENABLE);
+        pci.write_data(CONFIG_DATA, 4, 0);
+        assert_eq!(pci.read_data(CONFIG_DATA, 4), 0x1275_1275);
+    }
+
+    #[test]
+    fn the_window_shows_the_same_functions() {
+        let mut pci = Pci::new();
+        assert_eq!(pci.read_window(0, 4), 0x1275_1275);
+        assert_eq!(pci.read_window(31 << 15, 4), 0x7000_8086);
+        assert_eq!(pci.read_window(31 << 15, 8) >> 32, 4, "command");
+        assert_eq!(pci.read_window(1 << 20, 4), 0xffff_ffff, "bus 1");
+        assert_eq!(pci.read_window(0x100, 4), 0, "no extended capabilities");
+        pci.write_window(31 << 15 | 0x3c, 1, 5);
+        pci.write_address(4, ENABLE | 0xf8 << 8 | 0x3c);
+        assert_eq!(pci.read_data(CONFIG_DATA, 1), 5);
+    }
+}

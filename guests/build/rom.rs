@@ -1,0 +1,137 @@
+//! Builds a guest: the freestanding sources with the toolchain at hand, then a boot ROM of the linked program.
+//!
+//! The build script uses this, and so does the test that builds a second time and compares.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The guests, by the names of their sources in freestanding/guests.
+pub(crate) const GUESTS: [&str; 6] =
+    ["mp-spec", "linux", "linux-parallel", "triple-fault", "spin-forever", "jump-into-mmio"];
+
+/// Size of a ROM in bytes: the window of 64 KiB that real mode sees at the reset vector.
+pub(crate) const ROM_SIZE: usize = 0x1_0000;
+
+/// What a ROM has where nothing is.
+const ERASED: u8 = 0xff;
+
+/// What compiles the guests.
+pub(crate) struct Toolchain {
+    /// The compiler.
+    pub(crate) rustc: PathBuf,
+    /// Its own platform.
+    pub(crate) host: String,
+    /// What it does about lints, as an argument. Cargo sees nothing of what it says.
+    pub(crate) lints: &'static str,
+}
+
+impl Toolchain {
+    /// The guests are x86-64 programs without an operating system. A Linux host's own target will do for that (with the
+    /// linker that comes with the compiler); other hosts need the bare one.
+    fn target(&self) -> &str {
+        if self.host.starts_with("x86_64-") && self.host.contains("-linux-") {
+            &self.host
+        } else {
+            "x86_64-unknown-none"
+        }
+    }
+
+    fn command(&self, sources: &Path) -> Command {
+        let mut command = Command::new(&self.rustc);
+        command
+            .args(["--edition=2024", "--target", self.target(), self.lints, "--remap-path-prefix"])
+            .arg(format!("{}=guests/freestanding", sources.display()))
+            .args(["-Cpanic=abort", "-Copt-level=s", "-Ccodegen-units=1", "-Cdebuginfo=0", "-Coverflow-checks=no"])
+            .args(["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no"])
+            // The software processor has integer instructions only, and they would need CR4.OSFXSR besides.
+            .args(["-Cno-vectorize-loops", "-Cno-vectorize-slp"]);
+        command
+    }
+
+    /// Compiles all guests from `sources` (the directory freestanding), and makes their ROMs, in the order of [`GUESTS`].
+    /// `scratch` is a directory for what comes in between.
+    ///
+    /// # Errors
+    /// What the compiler said, or what is wrong with a program.
+    pub(crate) fn build(&self, sources: &Path, scratch: &Path) -> Result<Vec<Program>, String> {
+        let runtime = scratch.join("libruntime.rlib");
+        run(self
+            .command(sources)
+            .args(["--crate-type=rlib", "--crate-name=runtime", "-o"])
+            .arg(&runtime)
+            .arg(sources.join("runtime/lib.rs")))?;
+        GUESTS.iter().map(|guest| self.link(sources, guest, &runtime, &scratch.join(guest))).collect()
+    }
+
+    fn link(&self, sources: &Path, guest: &str, runtime: &Path, program: &Path) -> Result<Program, String> {
+        run(self
+            .command(sources)
+            .args(["--crate-type=bin", "--crate-name", &guest.replace('-', "_"), "-o"])
+            .arg(program)
+            .arg(format!("--extern=runtime={}", runtime.display()))
+            .args(["-Clinker=rust-lld", "-Clinker-flavor=ld.lld", "-Clink-arg=--build-id=none"])
+            .arg(format!("-Clink-arg=--defsym=ROM_SIZE={ROM_SIZE:#x}"))
+            .arg(format!("-Clink-arg=-T{}", sources.join("runtime/link.ld").display()))
+            .arg(sources.join(format!("guests/{guest}.rs"))))?;
+        let elf = std::fs::read(program).map_err(|error| format!("{}: {error}", program.display()))?;
+        Program::from_elf(&elf).ok_or_else(|| format!("{} is not an ELF program that fits its ROM", program.display()))
+    }
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "{said}\nbuilding a guest (with rustc, and the rust-lld that rustup installs with it) failed: {command:?}"
+    ))
+}
+
+/// What came of a guest's sources.
+pub(crate) struct Program {
+    /// The boot ROM, which ends at 4 GiB.
+    pub(crate) rom: Vec<u8>,
+    /// Where in the ROM its 64-bit code lies.
+    pub(crate) code: Range<usize>,
+}
+
+impl Program {
+    /// Puts the segments of a linked program where their physical addresses are in the ROM.
+    fn from_elf(elf: &[u8]) -> Option<Program> {
+        const PT_LOAD: u32 = 1;
+        const PF_X: u32 = 1;
+        const PHDR_SIZE: usize = 56;
+        let rom_base = (1u64 << 32) - ROM_SIZE as u64;
+        let mut program = Program { rom: vec![ERASED; ROM_SIZE], code: 0..0 };
+        let headers = elf.get(usize::try_from(u64_at(elf, 32)?).ok()?..)?;
+        for header in headers.chunks_exact(PHDR_SIZE).take(u16_at(elf, 56)?.into()) {
+            // Elf64_Phdr: p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align.
+            if u32_at(header, 0)? != PT_LOAD {
+                continue;
+            }
+            let from = usize::try_from(u64_at(header, 8)?).ok()?;
+            let to = usize::try_from(u64_at(header, 24)?.checked_sub(rom_base)?).ok()?;
+            let len = usize::try_from(u64_at(header, 32)?).ok()?;
+            program.rom.get_mut(to..to + len)?.copy_from_slice(elf.get(from..from + len)?);
+            if u32_at(header, 4)? & PF_X != 0 {
+                program.code = to..to + len;
+            }
+        }
+        (!program.code.is_empty()).then_some(program)
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}

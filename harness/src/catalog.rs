@@ -1,0 +1,25 @@
+//! What exists: every frontend and guest by name, with one sentence about each.
+
+use frontends::Frontend;
+use guests::Guest;
+
+/// One frontend or guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The name in cells.
+    pub name: &'static str,
+    /// What it is, in one sentence.
+    pub about: &'static str,
+}
+
+/// Every frontend, oldest first.
+#[must_use]
+pub fn frontends() -> Vec<Part> {
+    Frontend::all().map(|frontend| Part { name: frontend.name(), about: frontend.about() }).collect()
+}
+
+/// Every guest.
+#[must_use]
+pub fn guests() -> Vec<Part> {
+    Guest::ALL.iter().map(|guest| Part { name: guest.name(), about: guest.summary() }).collect()
+}

@@ -1,0 +1,297 @@
+//! The command line.
+
+mod list;
+mod repro;
+mod run;
+mod show;
+mod trace;
+
+use crate::cell::{Cell, EngineKind};
+use crate::matrix::{Matrix, Selection};
+use crate::pattern::Pattern;
+use crate::report::paint::{RED, paint};
+use crate::run::{CellRun, Engines, Setup, run_cell};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use frontends::ApicMode;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Boots real SMP guests on every pairing of a VMM userspace version with a VMM kernel version, and shows where two versions
+/// part ways.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: run::RunArgs,
+}
+
+const AFTER_HELP: &str = "A cell is FRONTEND@KERNEL/GUEST/APIC-CPUS/ENGINE, for example \
+bhyve-13.1@main-7c326ab5/mp-spec/xapic-2/soft.\n\nExit status: 0 all verdicts are green, 1 some are red, 2 usage or \
+configuration, 3 a fault of spinup itself.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run cells and print the grid (the default)
+    Run(run::RunArgs),
+    /// List cells without running any
+    List(list::ListArgs),
+    /// Show what there is: kernels, frontends, guests, changes or regressions
+    Show(show::ShowArgs),
+    /// Run a cell and print its trace
+    Trace(trace::TraceArgs),
+    /// Compare two cells, or two trace files: where do they part ways?
+    Diff(trace::DiffArgs),
+    /// Run a known regression, or any cell that is not ok, beside its good side and print where they part ways
+    Repro(repro::ReproArgs),
+}
+
+/// Options of everything that knows the matrix.
+#[derive(Clone, Debug, Args)]
+struct MatrixArgs {
+    /// Use this matrix instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    matrix: Option<PathBuf>,
+}
+
+impl MatrixArgs {
+    fn load(&self) -> Result<Matrix, Failure> {
+        match &self.matrix {
+            Some(path) => Matrix::read(path).map_err(Failure::Usage),
+            None => Matrix::built_in().map_err(|error| Failure::Usage(error.to_string())),
+        }
+    }
+}
+
+/// Options of everything that runs cells.
+#[derive(Clone, Debug, Args)]
+struct CellArgs {
+    #[command(flatten)]
+    matrix: MatrixArgs,
+    /// Seed of the schedule: the same cell and seed give the same trace on `soft`
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Limit for each cell in seconds, virtual on `soft` and real on `kvm`, instead of the matrix's
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    timeout: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds such as 2 or 0.5")?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(limit) if !limit.is_zero() => Ok(limit),
+        _ => Err("a number of seconds above 0".into()),
+    }
+}
+
+impl CellArgs {
+    fn setup(&self) -> Result<Setup, Failure> {
+        let matrix = self.matrix.load()?;
+        Ok(Setup { matrix, engines: Engines::new(), seed: self.seed, timeout: self.timeout })
+    }
+
+    /// `spinup` with the options that these were, to repeat a run: global ones stand behind the subcommand, so this is
+    /// what follows a cell's name.
+    fn repeated(&self) -> String {
+        let mut options = String::new();
+        if let Some(matrix) = &self.matrix.matrix {
+            options.push_str(&format!(" --matrix {}", matrix.display()));
+        }
+        if self.seed != 0 {
+            options.push_str(&format!(" --seed {}", self.seed));
+        }
+        if let Some(timeout) = self.timeout {
+            options.push_str(&format!(" --timeout {}", timeout.as_secs_f64()));
+        }
+        options
+    }
+}
+
+/// Which cells.
+#[derive(Clone, Debug, Args)]
+struct SelectArgs {
+    /// Kernels in place of the matrix's: any that `show kernels` lists, globs too
+    #[arg(long, value_name = "K")]
+    kernel: Vec<String>,
+    /// Frontends in place of the matrix's
+    #[arg(long, value_name = "F")]
+    frontend: Vec<String>,
+    /// Guests in place of the matrix's
+    #[arg(long, value_name = "G")]
+    guest: Vec<String>,
+    /// APIC modes in place of the matrix's
+    #[arg(long, value_name = "A", value_parser = apic)]
+    apic: Vec<ApicMode>,
+    /// Numbers of vCPUs in place of the matrix's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    cpus: Vec<u16>,
+    /// Engines in place of the matrix's: soft, kvm
+    #[arg(long, value_name = "E", value_parser = engine)]
+    engine: Vec<EngineKind>,
+    /// Only cells whose name has this in it, or matches it if it has `*` or `?`
+    #[arg(value_name = "CELL-FILTER")]
+    filters: Vec<String>,
+}
+
+fn apic(text: &str) -> Result<ApicMode, String> {
+    ApicMode::named(text).ok_or_else(|| "xapic or x2apic".into())
+}
+
+fn engine(text: &str) -> Result<EngineKind, String> {
+    EngineKind::ALL.into_iter().find(|engine| engine.name() == text).ok_or_else(|| "soft or kvm".into())
+}
+
+impl SelectArgs {
+    fn selection(&self) -> Selection {
+        let patterns = |texts: &[String]| texts.iter().map(Pattern::new).collect();
+        Selection {
+            kernels: patterns(&self.kernel),
+            frontends: patterns(&self.frontend),
+            guests: patterns(&self.guest),
+            apic: self.apic.clone(),
+            cpus: self.cpus.clone(),
+            engines: self.engine.clone(),
+            filters: patterns(&self.filters),
+        }
+    }
+
+    fn cells(&self, matrix: &Matrix) -> Result<Vec<Cell>, Failure> {
+        matrix.select(&self.selection()).map_err(|error| Failure::Usage(error.to_string()))
+    }
+}
+
+/// Text for people or lines for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ListFormat {
+    /// One line for each
+    Text,
+    /// One JSON document
+    Json,
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+enum Failure {
+    /// Usage or configuration: exit status 2.
+    Usage(String),
+    /// Our own fault, or the machine's: exit status 3.
+    Harness(String),
+    /// Whoever read our output went away: nothing to say, and nobody to say it to.
+    BrokenPipe,
+}
+
+impl From<io::Error> for Failure {
+    /// Errors of writing the result.
+    fn from(error: io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Failure::BrokenPipe
+        } else {
+            Failure::Harness(format!("the result cannot be written: {error}"))
+        }
+    }
+}
+
+/// Runs the command line of this process; its exit status.
+#[must_use]
+pub fn main() -> u8 {
+    let cli = Cli::parse();
+    let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(args) => run::run(&args),
+        Command::List(args) => list::list(&args),
+        Command::Show(args) => show::show(&args),
+        Command::Trace(args) => trace::trace(&args),
+        Command::Diff(args) => trace::diff(&args),
+        Command::Repro(args) => repro::repro(&args),
+    };
+    match done {
+        Ok(status) => status,
+        Err(Failure::Usage(message)) => complain(&message, 2),
+        Err(Failure::Harness(message)) => complain(&message, 3),
+        Err(Failure::BrokenPipe) => 0,
+    }
+}
+
+fn complain(message: &str, status: u8) -> u8 {
+    // If standard error is gone too, the status still tells.
+    let _ = writeln!(anstream::stderr(), "{} {message}", paint(RED, "error:"));
+    status
+}
+
+/// Prints a result.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// The cell with this name, of which all parts exist.
+fn named_cell(matrix: &Matrix, text: &str) -> Result<Cell, Failure> {
+    let cell: Cell = text.parse().map_err(|error: crate::cell::CellNameError| Failure::Usage(error.to_string()))?;
+    matrix.check_cell(&cell).map_err(|message| Failure::Usage(format!("{cell}: {message}")))?;
+    Ok(cell)
+}
+
+/// Runs a cell that somebody asked for by name, so that it has to run.
+fn run_named(setup: &Setup, cell: &Cell) -> Result<(CellRun, crate::trace::StoredTrace), Failure> {
+    let mut run = run_cell(setup, cell);
+    match run.trace.take() {
+        Some(trace) => Ok((run, trace)),
+        None => Err(Failure::Usage(format!(
+            "{cell} cannot run here: {}; try the same cell on the engine soft",
+            run.result.outcome.detail
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_the_default() {
+        let cli = Cli::try_parse_from(["spinup", "mp-spec", "--kernel", "fbsd-13.1", "--seed", "7"]).expect("a run");
+        assert!(cli.command.is_none());
+        assert_eq!(cli.run.select.filters, ["mp-spec"]);
+        assert_eq!(cli.run.cells.seed, 7);
+        let cli = Cli::try_parse_from(["spinup", "run", "mp-spec"]).expect("a run");
+        assert!(matches!(cli.command, Some(Command::Run(args)) if args.select.filters == ["mp-spec"]));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for arguments in [
+            &["spinup", "--apic", "lapic"][..],
+            &["spinup", "--engine", "qemu"],
+            &["spinup", "--cpus", "0"],
+            &["spinup", "--cpus", "257"],
+            &["spinup", "--shard", "3/2"],
+            &["spinup", "--timeout", "0"],
+            &["spinup", "--timeout", "soon"],
+            &["spinup", "-j", "0"],
+            &["spinup", "diff", "one"],
+            &["spinup", "show", "cats"],
+        ] {
+            assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn help_reads_well() {
+        let mut command = Cli::command().term_width(110);
+        let mut help = command.render_long_help().to_string();
+        for name in ["run", "list", "show", "trace", "diff", "repro"] {
+            let subcommand = command.find_subcommand_mut(name).expect("a subcommand");
+            help.push_str(&format!("\n---- {name} ----\n{}", subcommand.render_help()));
+        }
+        insta::assert_snapshot!(help);
+    }
+}

@@ -1,0 +1,95 @@
+//! `spinup trace` and `spinup diff`: what happened in a cell, and what differs between two.
+
+use super::{CellArgs, Failure, named_cell, print, run_named};
+use crate::cell::Cell;
+use crate::diff::{Amount, Diff};
+use crate::report::json::write_atomically;
+use crate::run::Setup;
+use crate::trace::{Canonical, StoredTrace, text};
+use clap::{Args, ValueEnum};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `spinup trace`.
+#[derive(Debug, Args)]
+pub(super) struct TraceArgs {
+    /// The cell
+    cell: String,
+    /// How to write the trace
+    #[arg(long, value_enum, default_value_t = TraceFormat::Text)]
+    format: TraceFormat,
+    /// Only what does not depend on engine and schedule, lane by lane, as text
+    #[arg(long, conflicts_with = "format")]
+    canonical: bool,
+    /// Write to this file instead of standard output
+    #[arg(short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    cells: CellArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TraceFormat {
+    /// A line for each event, in words
+    Text,
+    /// The stored form: a JSON object for each event
+    Jsonl,
+}
+
+pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
+    let setup = args.cells.setup()?;
+    let cell = named_cell(&setup.matrix, &args.cell)?;
+    let (run, trace) = run_named(&setup, &cell)?;
+    let write = |out: &mut dyn Write| -> io::Result<()> {
+        match args.format {
+            _ if args.canonical => write!(out, "{}", Canonical::of(&trace.trace)),
+            TraceFormat::Text => text::write(&trace, out),
+            TraceFormat::Jsonl => trace.write(out),
+        }
+    };
+    match &args.output {
+        Some(path) => write_atomically(path, write)
+            .map_err(|error| Failure::Harness(format!("{}: the trace cannot be written: {error}", path.display())))?,
+        None => {
+            let mut out = io::BufWriter::new(io::stdout().lock());
+            write(&mut out)?;
+            out.flush()?;
+        }
+    }
+    Ok(if crate::report::exit_status(&[run.result]) == 3 { 3 } else { 0 })
+}
+
+/// Arguments of `spinup diff`.
+#[derive(Debug, Args)]
+pub(super) struct DiffArgs {
+    /// A cell, or a file that `trace --format jsonl` or `run --trace-dir` wrote
+    left: String,
+    /// The same
+    right: String,
+    /// Show every difference
+    #[arg(long)]
+    full: bool,
+    #[command(flatten)]
+    cells: CellArgs,
+}
+
+pub(super) fn diff(args: &DiffArgs) -> Result<u8, Failure> {
+    let setup = args.cells.setup()?;
+    let (left, right) = (side(&setup, &args.left)?, side(&setup, &args.right)?);
+    let amount = if args.full { Amount::Full } else { Amount::Summary };
+    print(&Diff::new(&left, &right).show(amount))?;
+    Ok(0)
+}
+
+/// The trace of a file, or of a cell that is run for it.
+fn side(setup: &Setup, text: &str) -> Result<StoredTrace, Failure> {
+    if text.parse::<Cell>().is_ok() {
+        let cell = named_cell(&setup.matrix, text)?;
+        return Ok(run_named(setup, &cell)?.1);
+    }
+    let path = Path::new(text);
+    if !path.exists() {
+        return Err(Failure::Usage(format!("`{text}` is neither a cell nor a file")));
+    }
+    StoredTrace::read(path).map_err(Failure::Usage)
+}

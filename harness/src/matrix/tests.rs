@@ -1,0 +1,258 @@
+use super::*;
+use crate::outcome::OutcomeKind;
+use proptest::prelude::*;
+use std::collections::HashSet;
+
+const SMALL: &str = r#"
+[axes]
+kernels = ["fbsd-13.1", "fbsd-13.2"]
+frontends = ["bhyve-13.1"]
+guests = ["mp-spec"]
+apic = ["xapic"]
+cpus = [2]
+engines = ["soft"]
+[limits]
+soft = { base_ms = 1000, per_cpu_ms = 10 }
+kvm = { base_ms = 2000, per_cpu_ms = 20 }
+"#;
+
+fn small(more: &str) -> Result<Matrix, ConfigError> {
+    Matrix::parse("matrix.toml", &format!("{SMALL}{more}"))
+}
+
+fn cell(text: &str) -> Cell {
+    text.parse().expect("a cell")
+}
+
+fn names(cells: &[Cell]) -> Vec<String> {
+    cells.iter().map(Cell::to_string).collect()
+}
+
+fn default_matrix() -> Matrix {
+    Matrix::built_in().expect("the matrix that is built in is right")
+}
+
+#[test]
+fn the_built_in_matrix_states_the_known_truth() {
+    let matrix = default_matrix();
+    let cells = matrix.configured();
+    let mut table = Vec::new();
+    for kernel in KernelVersion::all() {
+        for frontend in catalog::frontends() {
+            let pairing = format!("{}@{}", frontend.name, kernel.name);
+            let expected = |apic: ApicMode| -> HashSet<OutcomeKind> {
+                let of_it = |cell: &&Cell| cell.pairing() == pairing && cell.apic == apic;
+                let on_axis = |cell: &&Cell| matrix.has_guest_on_axis(&cell.guest);
+                cells.iter().filter(of_it).filter(on_axis).map(|cell| matrix.expectation(cell).outcome).collect()
+            };
+            for apic in ApicMode::ALL {
+                let outcomes: Vec<OutcomeKind> = expected(apic).into_iter().collect();
+                let [outcome] = outcomes[..] else { panic!("{pairing} {apic}: {outcomes:?}") };
+                table.push(format!("{pairing} {apic} {outcome}"));
+            }
+        }
+    }
+    table.extend(
+        cells
+            .iter()
+            .filter(|cell| !matrix.has_guest_on_axis(&cell.guest))
+            .map(|cell| format!("{cell} {}", matrix.expectation(cell).outcome)),
+    );
+    insta::assert_snapshot!(table.join("\n"));
+    for regression in matrix.regressions() {
+        assert_ne!(matrix.expectation(&regression.bad).outcome, OutcomeKind::Ok, "{}", regression.id);
+        assert_eq!(matrix.expectation(&regression.good).outcome, OutcomeKind::Ok, "{}", regression.id);
+        assert!(cells.contains(&regression.bad) && cells.contains(&regression.good), "{}", regression.id);
+    }
+}
+
+#[test]
+fn a_malformed_matrix_names_file_line_and_key() {
+    let expect = |table: &str| format!("{SMALL}[[expect]]\n{table}\nreason = \"r\"\nref = \"f\"\n");
+    let cases = [
+        ("no TOML", SMALL.replace("[limits]", "[limits")),
+        ("no axes", "[limits]\n".to_owned()),
+        ("unknown table", format!("{SMALL}[[expects]]\n")),
+        ("unknown key", SMALL.replace("kernels", "kernals")),
+        ("unknown key in a match", expect("match = { kernal = \"fbsd-13.1\" }\noutcome = \"hang\"")),
+        ("wrong type", SMALL.replace("cpus = [2]", "cpus = [\"two\"]")),
+        ("number out of range", SMALL.replace("cpus = [2]", "cpus = [2, 70000]")),
+        ("no vCPU", SMALL.replace("cpus = [2]", "cpus = [2, 0]")),
+        ("twice on an axis", SMALL.replace("cpus = [2]", "cpus = [2, 2]")),
+        ("empty axis", SMALL.replace("cpus = [2]", "cpus = []")),
+        ("unknown kernel on the axis", SMALL.replace("\"fbsd-13.2\"]", "\"fbsd-13.20\"]")),
+        ("unknown guest far from any", SMALL.replace("mp-spec", "q")),
+        ("unknown engine", SMALL.replace("\"soft\"", "\"qemu\"")),
+        ("unknown outcome", expect("match = {}\noutcome = \"explode\"")),
+        ("no reason", format!("{SMALL}[[expect]]\nmatch = {{}}\noutcome = \"hang\"\nref = \"\"\n")),
+        ("unknown name in a match", expect("match = { frontend = \"bhyve-13.11\" }\noutcome = \"hang\"")),
+        ("expectation for no cell", expect("match = { kernel = \"naive-widen\" }\noutcome = \"hang\"")),
+        ("glob for nothing", expect("match = { kernel = \"netbsd-*\" }\noutcome = \"hang\"")),
+        (
+            "tie",
+            format!(
+                "{}[[expect]]\nmatch = {{ cpus = 2 }}\noutcome = \"panic\"\nreason = \"r\"\nref = \"f\"\n",
+                expect("match = { kernel = \"fbsd-13.1\" }\noutcome = \"hang\"")
+            ),
+        ),
+        ("exclude of nothing", format!("{SMALL}[[exclude]]\ncpus = 3\n")),
+        (
+            "unknown change",
+            format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13.2\"\nwithout = [\"exit-mesk\"]\nabout = \"\"\n"),
+        ),
+        (
+            "unmet need",
+            format!(
+                "{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13.2\"\nwithout = [\"handle-ipi\"]\nabout = \"\"\n"
+            ),
+        ),
+        ("unknown base", format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13\"\nabout = \"\"\n")),
+        ("no kernel name", format!("{SMALL}[[kernel]]\nname = \"a/b\"\nbase = \"fbsd-13.2\"\nabout = \"\"\n")),
+        (
+            "regression without cell",
+            format!(
+                "{SMALL}[[regression]]\nid = \"x\"\nabout = \"\"\nref = \"\"\nbad = \"bhyve-13.1@fbsd-13.1\"\ngood = \"\"\n"
+            ),
+        ),
+        (
+            "regression with an unknown name",
+            format!(
+                "{SMALL}[[regression]]\nid = \"x\"\nabout = \"\"\nref = \"\"\nbad = \"bhyve-13.1@fbsd-13.9/mp-spec/xapic-2/soft\"\ngood = \"\"\n"
+            ),
+        ),
+    ];
+    let messages: Vec<String> = cases
+        .iter()
+        .map(|(case, text)| format!("{case}\n    {}", Matrix::parse("matrix.toml", text).expect_err(case)))
+        .collect();
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn the_most_specific_expectation_wins() {
+    let rules = |kernel_first: bool| {
+        let by_kernel =
+            "[[expect]]\nmatch = { kernel = \"fbsd-*\" }\noutcome = \"hang\"\nreason = \"wide\"\nref = \"\"\n";
+        let by_both = "[[expect]]\nmatch = { kernel = \"fbsd-13.2\", guest = \"*\" }\noutcome = \"exit 4\"\nreason = \"narrow\"\nref = \"x\"\n";
+        if kernel_first { format!("{by_kernel}{by_both}") } else { format!("{by_both}{by_kernel}") }
+    };
+    for order in [true, false] {
+        let matrix = small(&rules(order)).expect("a matrix");
+        let expectation = matrix.expectation(&cell("bhyve-13.1@fbsd-13.2/mp-spec/xapic-2/soft"));
+        assert_eq!(expectation.outcome, OutcomeKind::Exit(4));
+        assert_eq!(expectation.reason.as_deref(), Some("narrow"));
+        let wide = matrix.expectation(&cell("bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft"));
+        assert_eq!(wide.outcome, OutcomeKind::Hang);
+        let other = matrix.expectation(&cell("bhyve-13.1@naive-widen/mp-spec/xapic-2/soft"));
+        assert_eq!(other, Expectation { outcome: OutcomeKind::Ok, reason: None, reference: None });
+    }
+}
+
+#[test]
+fn a_what_if_kernel_joins_the_named_ones_or_shadows_one() {
+    let matrix = small(
+        "[[kernel]]\nname = \"fbsd-13.2\"\nbase = \"fbsd-13.2\"\nwithout = [\"exit-mask\"]\nabout = \"broken on purpose\"\n\
+         [[kernel]]\nname = \"mine\"\nbase = \"fbsd-13.2\"\nwith = [\"exit-mask\"]\nabout = \"mended again\"\n",
+    )
+    .expect("a matrix");
+    let named = KernelVersion::named("fbsd-13.2").expect("named");
+    let shadow = matrix.kernel("fbsd-13.2").expect("shadowed");
+    assert!(!shadow.has("exit-mask") && shadow.has("spinup-ffs"));
+    assert_eq!(matrix.kernel("mine").expect("defined").behaviour(), named.behaviour());
+    assert_eq!(matrix.kernels().len(), KernelVersion::all().count() + 1);
+    let selection = Selection { kernels: vec![Pattern::new("mine")], ..Selection::default() };
+    assert_eq!(names(&matrix.select(&selection).expect("cells")), ["bhyve-13.1@mine/mp-spec/xapic-2/soft"]);
+}
+
+#[test]
+fn options_put_values_in_place_of_an_axis() {
+    let matrix = default_matrix();
+    let selection = Selection {
+        kernels: vec![Pattern::new("main-7*")],
+        frontends: vec![Pattern::new("bhyve-13.2")],
+        guests: vec![Pattern::new("triple-fault"), Pattern::new("mp-spec")],
+        apic: vec![ApicMode::X2apic],
+        cpus: vec![64],
+        engines: vec![EngineKind::Kvm, EngineKind::Soft],
+        filters: vec![],
+    };
+    assert_eq!(
+        names(&matrix.select(&selection).expect("cells")),
+        [
+            "bhyve-13.2@main-769b884e/mp-spec/x2apic-64/kvm",
+            "bhyve-13.2@main-769b884e/mp-spec/x2apic-64/soft",
+            "bhyve-13.2@main-769b884e/triple-fault/x2apic-64/kvm",
+            "bhyve-13.2@main-769b884e/triple-fault/x2apic-64/soft",
+            "bhyve-13.2@main-7c326ab5/mp-spec/x2apic-64/kvm",
+            "bhyve-13.2@main-7c326ab5/mp-spec/x2apic-64/soft",
+            "bhyve-13.2@main-7c326ab5/triple-fault/x2apic-64/kvm",
+            "bhyve-13.2@main-7c326ab5/triple-fault/x2apic-64/soft",
+        ]
+    );
+}
+
+#[test]
+fn included_cells_stay_when_they_have_what_was_asked_for() {
+    let matrix = default_matrix();
+    let select = |selection: Selection| matrix.select(&selection).expect("cells");
+    let misbehaving = |cells: &[Cell]| cells.iter().filter(|cell| !matrix.has_guest_on_axis(&cell.guest)).count();
+    let everything = select(Selection::default());
+    assert_eq!(everything, matrix.configured());
+    assert_eq!(misbehaving(&everything), 3);
+    let old = select(Selection { kernels: vec![Pattern::new("fbsd-13.1")], ..Selection::default() });
+    assert_eq!((old.len(), misbehaving(&old)), (36, 0));
+    let four = select(Selection { cpus: vec![4], ..Selection::default() });
+    assert_eq!((four.len(), misbehaving(&four)), (72, 0));
+    let kvm = select(Selection { engines: vec![EngineKind::Kvm], ..Selection::default() });
+    assert_eq!((kvm.len(), misbehaving(&kvm)), (everything.len(), 3));
+}
+
+#[test]
+fn filters_select_by_part_or_glob_and_none_in_vain() {
+    let matrix = default_matrix();
+    let filtered = |filters: &[&str]| {
+        let filters = filters.iter().copied().map(Pattern::new).collect();
+        matrix.select(&Selection { filters, ..Selection::default() })
+    };
+    assert_eq!(filtered(&["bhyve-13.1@fbsd-13.2"]).expect("cells").len(), 12);
+    assert_eq!(filtered(&["*@naive-widen/linux/*", "triple"]).expect("cells").len(), 13);
+    let beside_the_axes = "bhyve-13.1@main-769b884e/mp-spec/xapic-8/soft";
+    assert_eq!(names(&filtered(&[beside_the_axes]).expect("a cell")), [beside_the_axes]);
+    let errors = [
+        filtered(&["mp-spec", "naive-widden"]).expect_err("no cell").to_string(),
+        filtered(&["bhyve-13.1@fbsd-13.2/mp-spec/xapic3/soft"]).expect_err("no cell").to_string(),
+        filtered(&["%%%"]).expect_err("no cell").to_string(),
+        matrix
+            .select(&Selection { kernels: vec![Pattern::new("freebsd-13.1")], ..Selection::default() })
+            .expect_err("no kernel")
+            .to_string(),
+    ];
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn excludes_take_cells_out() {
+    let matrix = small("[[exclude]]\nkernel = \"fbsd-13.1\"\n").expect("a matrix");
+    assert_eq!(names(&matrix.configured()), ["bhyve-13.1@fbsd-13.2/mp-spec/xapic-2/soft"]);
+    let selection = Selection { kernels: vec![Pattern::new("fbsd-13.1")], ..Selection::default() };
+    assert_eq!(matrix.select(&selection), Err(SelectError::AllExcluded));
+}
+
+#[test]
+fn limits_grow_with_the_vcpus() {
+    let matrix = small("").expect("a matrix");
+    assert_eq!(matrix.limit(&cell("a@b/c/xapic-64/soft")), Duration::from_millis(1640));
+    assert_eq!(matrix.limit(&cell("a@b/c/xapic-1/kvm")), Duration::from_millis(2020));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_fall_over(at in 0usize..2000, bytes in "[\\PC\n]{0,6}") {
+        let mut text = DEFAULT.to_owned();
+        let at = text.floor_char_boundary(at.min(text.len()));
+        text.insert_str(at, &bytes);
+        if let Err(error) = Matrix::parse("matrix.toml", &text) {
+            prop_assert!(error.line >= 1 && error.column >= 1);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What CPUID tells the guest (`x86_emulate_cpuid`). The processor is the same on every host, so that a cell does not depend
+//! on where it runs; it has what the software processor executes.
+
+use crate::abi::VmCpuTopology;
+use crate::engine::CpuidEntry;
+
+/// CPUID.1:EDX: PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, HTT.
+const FEATURES_EDX: u32 = 1 << 3
+    | 1 << 4
+    | 1 << 5
+    | 1 << 6
+    | 1 << 8
+    | 1 << 9
+    | 1 << 11
+    | 1 << 12
+    | 1 << 13
+    | 1 << 15
+    | 1 << 16
+    | 1 << 17
+    | 1 << 19
+    | 1 << 28;
+/// CPUID.1:ECX: CX16, MOVBE, POPCNT, and that there is a hypervisor.
+const FEATURES_ECX: u32 = 1 << 13 | 1 << 22 | 1 << 23 | 1 << 31;
+const FEATURES_ECX_X2APIC: u32 = 1 << 21;
+/// CPUID.80000001H:EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
+const EXTENDED_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+/// CPUID.80000001H:ECX: LAHF in 64-bit mode, LZCNT.
+const EXTENDED_ECX: u32 = 1 | 1 << 5;
+
+/// The table of one vCPU.
+pub(super) fn table(apic_id: u32, topology: &VmCpuTopology, x2apic: bool) -> Vec<CpuidEntry> {
+    let leaf = |leaf, regs| CpuidEntry { leaf, subleaf: None, regs };
+    let subleaf = |leaf, subleaf, regs| CpuidEntry { leaf, subleaf: Some(subleaf), regs };
+    let threads = u32::from(topology.threads).max(1);
+    let per_socket = u32::from(topology.cores).max(1) * threads;
+    let ecx = FEATURES_ECX | if x2apic { FEATURES_ECX_X2APIC } else { 0 };
+    let vendor = words(b"GenuineIntel");
+    let hypervisor = words(b"bhyve bhyve ");
+    // SDM 2A table 3-8, leaf 0BH: how many bits of the APIC ID tell the CPUs of a level apart.
+    let level = |number: u32, kind: u32, count: u32| {
+        subleaf(0xb, number, [ceil_log2(count), count, kind << 8 | number, apic_id])
+    };
+    vec![
+        // The vendor's name stands in EBX, EDX, ECX.
+        leaf(0, [0xb, vendor[0], vendor[2], vendor[1]]),
+        leaf(1, [0x000306c3, (apic_id & 0xff) << 24 | (per_socket & 0xff) << 16 | 8 << 8, ecx, FEATURES_EDX]),
+        leaf(7, [0; 4]),
+        level(0, 1, threads),
+        level(1, 2, per_socket),
+        subleaf(0xb, 2, [0, 0, 2, apic_id]),
+        leaf(0x4000_0000, [0x4000_0000, hypervisor[0], hypervisor[1], hypervisor[2]]),
+        leaf(0x8000_0000, [0x8000_0008, 0, 0, 0]),
+        leaf(0x8000_0001, [0, 0, EXTENDED_ECX, EXTENDED_EDX]),
+        // Invariant TSC.
+        leaf(0x8000_0007, [0, 0, 0, 1 << 8]),
+        // 48 bits of linear and 40 of physical address.
+        leaf(0x8000_0008, [48 << 8 | 40, 0, 0, 0]),
+    ]
+}
+
+/// Four characters to a register, the first in its lowest byte.
+fn words(text: &[u8; 12]) -> [u32; 3] {
+    std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|j| text[4 * i + j])))
+}
+
+fn ceil_log2(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(table: &[CpuidEntry], leaf: u32, subleaf: Option<u32>) -> [u32; 4] {
+        table.iter().find(|entry| entry.leaf == leaf && entry.subleaf == subleaf).expect("the leaf").regs
+    }
+
+    #[test]
+    fn names_and_ids() {
+        let topology = VmCpuTopology { sockets: 2, cores: 2, threads: 2, maxcpus: 0 };
+        let table = table(5, &topology, true);
+        let [_, ebx, ecx, edx] = find(&table, 0, None);
+        let name: Vec<u8> = [ebx, edx, ecx].into_iter().flat_map(u32::to_le_bytes).collect();
+        assert_eq!(name, b"GenuineIntel");
+        let [_, ebx, ecx, _] = find(&table, 1, None);
+        assert_eq!((ebx >> 24, ebx >> 16 & 0xff), (5, 4), "APIC ID, CPUs of the package");
+        assert_ne!(ecx & 1 << 21, 0, "x2APIC");
+        assert_eq!(find(&table, 0xb, Some(0)), [1, 2, 0x100, 5], "SMT");
+        assert_eq!(find(&table, 0xb, Some(1)), [2, 4, 0x201, 5], "core");
+        assert_eq!(super::table(5, &topology, false)[1].regs[2] & 1 << 21, 0);
+    }
+}

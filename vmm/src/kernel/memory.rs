@@ -1,0 +1,192 @@
+//! Guest memory as the VM sees it: segments and where they are mapped (`vm_alloc_memseg`, `vm_mmap_memseg`).
+
+use crate::abi::Errno;
+use crate::engine::{EngineError, EngineVm};
+use crate::memory::{PAGE_SIZE, Protection, Segment};
+use std::sync::Arc;
+
+/// `VM_MAX_MEMSEGS`.
+const MAX_SEGMENTS: usize = 4;
+/// `VM_MAX_MEMMAPS`.
+const MAX_MAPS: usize = 8;
+
+const PROT_WRITE: i32 = 2;
+const PROT_ALL: i32 = 7;
+/// `VM_MEMMAP_F_WIRED`.
+const FLAG_WIRED: i32 = 1;
+
+/// One memory segment.
+#[derive(Clone, Debug)]
+struct MemSeg {
+    memory: Arc<Segment>,
+    /// Empty for system memory, else the suffix of its device node.
+    name: String,
+}
+
+/// One mapping into the guest's physical address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MemMap {
+    pub(super) gpa: u64,
+    pub(super) len: u64,
+    pub(super) segid: i32,
+    pub(super) segoff: i64,
+    pub(super) prot: i32,
+    pub(super) flags: i32,
+}
+
+/// Why a mapping failed: the caller's fault or the engine's.
+#[derive(Debug)]
+pub(super) enum MapError {
+    Errno(Errno),
+    Engine(EngineError),
+}
+
+impl From<Errno> for MapError {
+    fn from(errno: Errno) -> MapError {
+        MapError::Errno(errno)
+    }
+}
+
+/// The segments and mappings of a VM.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    segments: [Option<MemSeg>; MAX_SEGMENTS],
+    maps: Vec<MemMap>,
+}
+
+impl Memory {
+    fn slot(segid: i32) -> Result<usize, Errno> {
+        usize::try_from(segid).ok().filter(|&slot| slot < MAX_SEGMENTS).ok_or(Errno::EINVAL)
+    }
+
+    /// VM_ALLOC_MEMSEG. A segment that is there already with the same size is EEXIST, with another EINVAL.
+    pub(super) fn alloc(&mut self, segid: i32, len: u64, name: String) -> Result<(), Errno> {
+        let slot = Memory::slot(segid)?;
+        if len == 0 || !len.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(present) = &self.segments[slot] {
+            let same = present.memory.len() as u64 == len && present.name.is_empty() == name.is_empty();
+            return Err(if same { Errno::EEXIST } else { Errno::EINVAL });
+        }
+        let memory = usize::try_from(len).ok().and_then(|len| Segment::new(len).ok()).ok_or(Errno::ENOMEM)?;
+        self.segments[slot] = Some(MemSeg { memory: Arc::new(memory), name });
+        Ok(())
+    }
+
+    /// VM_GET_MEMSEG: length and name; length 0 when there is none.
+    pub(super) fn segment(&self, segid: i32) -> Result<(u64, &str), Errno> {
+        let slot = Memory::slot(segid)?;
+        Ok(self.segments[slot].as_ref().map_or((0, ""), |seg| (seg.memory.len() as u64, seg.name.as_str())))
+    }
+
+    /// The memory of the named segment (a device node under `/dev/vmm.io`).
+    pub(super) fn named(&self, name: &str) -> Option<Arc<Segment>> {
+        let named = self.segments.iter().flatten().find(|seg| !seg.name.is_empty() && seg.name == name);
+        named.map(|seg| Arc::clone(&seg.memory))
+    }
+
+    /// VM_MMAP_MEMSEG.
+    pub(super) fn map(&mut self, engine: &dyn EngineVm, map: MemMap) -> Result<(), MapError> {
+        let slot = Memory::slot(map.segid)?;
+        if map.prot == 0 || map.prot & !PROT_ALL != 0 || map.flags & !FLAG_WIRED != 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        let segment = self.segments[slot].as_ref().ok_or(Errno::EINVAL)?;
+        let first = u64::try_from(map.segoff).map_err(|_| Errno::EINVAL)?;
+        let last = first.checked_add(map.len).ok_or(Errno::EINVAL)?;
+        let end = map.gpa.checked_add(map.len).ok_or(Errno::EINVAL)?;
+        let aligned = (map.gpa | first | last).is_multiple_of(PAGE_SIZE);
+        if first >= last || last > segment.memory.len() as u64 || !aligned {
+            return Err(Errno::EINVAL.into());
+        }
+        if self.maps.len() == MAX_MAPS {
+            return Err(Errno::ENOSPC.into());
+        }
+        if self.maps.iter().any(|other| map.gpa < other.gpa + other.len && other.gpa < end) {
+            return Err(Errno::EFAULT.into());
+        }
+        let protection = Protection { write: map.prot & PROT_WRITE != 0 };
+        engine.map(map.gpa, &segment.memory, first, map.len, protection).map_err(MapError::Engine)?;
+        self.maps.push(map);
+        Ok(())
+    }
+
+    /// VM_MUNMAP_MEMSEG: only a mapping as a whole.
+    pub(super) fn unmap(&mut self, engine: &dyn EngineVm, gpa: u64, len: u64) -> Result<(), MapError> {
+        let at = self.maps.iter().position(|map| map.gpa == gpa && map.len == len).ok_or(Errno::EINVAL)?;
+        engine.unmap(gpa, len).map_err(MapError::Engine)?;
+        self.maps.remove(at);
+        Ok(())
+    }
+
+    /// VM_MMAP_GETNEXT: the lowest mapping at or above an address.
+    pub(super) fn next(&self, gpa: u64) -> Result<MemMap, Errno> {
+        self.maps.iter().filter(|map| map.gpa >= gpa).min_by_key(|map| map.gpa).copied().ok_or(Errno::ENOENT)
+    }
+
+    /// The memory behind `len` bytes of guest physical memory, and where in it they begin.
+    pub(super) fn find(&self, gpa: u64, len: u64) -> Option<(Arc<Segment>, u64)> {
+        let end = gpa.checked_add(len)?;
+        let map = self.maps.iter().find(|map| map.gpa <= gpa && end <= map.gpa + map.len)?;
+        let segment = self.segments[Memory::slot(map.segid).ok()?].as_ref()?;
+        Some((Arc::clone(&segment.memory), map.segoff as u64 + (gpa - map.gpa)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Engine as _;
+    use crate::kernel::tests::scripted::Scripted;
+
+    fn map(gpa: u64, segid: i32, segoff: i64, len: u64) -> MemMap {
+        MemMap { gpa, len, segid, segoff, prot: PROT_ALL, flags: 0 }
+    }
+
+    fn errno(result: Result<(), MapError>) -> Option<Errno> {
+        match result {
+            Ok(()) => None,
+            Err(MapError::Errno(errno)) => Some(errno),
+            Err(MapError::Engine(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn segments_are_allocated_once() {
+        let mut memory = Memory::default();
+        assert_eq!(memory.alloc(0, 8192, String::new()), Ok(()));
+        assert_eq!(memory.alloc(0, 8192, String::new()), Err(Errno::EEXIST));
+        assert_eq!(memory.alloc(0, 4096, String::new()), Err(Errno::EINVAL));
+        assert_eq!(memory.alloc(4, 4096, String::new()), Err(Errno::EINVAL));
+        assert_eq!(memory.alloc(-1, 4096, String::new()), Err(Errno::EINVAL));
+        assert_eq!(memory.alloc(1, 100, "bootrom".into()), Err(Errno::EINVAL));
+        assert_eq!(memory.alloc(1, 4096, "bootrom".into()), Ok(()));
+        assert_eq!(memory.segment(1), Ok((4096, "bootrom")));
+        assert_eq!(memory.segment(2), Ok((0, "")));
+        assert!(memory.named("bootrom").is_some() && memory.named("").is_none());
+    }
+
+    #[test]
+    fn mappings_are_checked() {
+        let engine = Scripted::new().create_vm().expect("a VM");
+        let mut memory = Memory::default();
+        memory.alloc(0, 0x10000, String::new()).expect("memory");
+        let mut try_map = |map| errno(memory.map(&*engine, map));
+        assert_eq!(try_map(map(0, 1, 0, 0x1000)), Some(Errno::EINVAL), "no such segment");
+        assert_eq!(try_map(map(0, 0, 0, 0x11000)), Some(Errno::EINVAL), "past its end");
+        assert_eq!(try_map(map(0, 0, -4096, 0x1000)), Some(Errno::EINVAL));
+        assert_eq!(try_map(map(0x800, 0, 0, 0x1000)), Some(Errno::EINVAL), "not aligned");
+        assert_eq!(try_map(MemMap { prot: 0, ..map(0, 0, 0, 0x1000) }), Some(Errno::EINVAL));
+        assert_eq!(try_map(map(0, 0, 0, 0x8000)), None);
+        assert_eq!(try_map(map(0x7000, 0, 0, 0x1000)), Some(Errno::EFAULT), "overlaps");
+        assert_eq!(try_map(map(0x10_0000, 0, 0x8000, 0x8000)), None);
+        assert_eq!(memory.find(0x10_0010, 16).map(|(_, offset)| offset), Some(0x8010));
+        assert!(memory.find(0x7ff8, 16).is_none());
+        assert_eq!(memory.next(1).map(|map| map.gpa), Ok(0x10_0000));
+        assert_eq!(memory.next(0x10_0001), Err(Errno::ENOENT));
+        assert_eq!(errno(memory.unmap(&*engine, 0, 0x1000)), Some(Errno::EINVAL));
+        assert_eq!(errno(memory.unmap(&*engine, 0, 0x8000)), None);
+        assert!(memory.find(0, 1).is_none());
+    }
+}
