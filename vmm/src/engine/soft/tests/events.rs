@@ -415,11 +415,11 @@ fn nmis_are_blocked_until_iret() {
     bench.cpu.inject(Inject::Nmi);
     bench.run_to_hlt();
     assert_eq!(handled(&mut bench), 2);
-    bench.cpu.inject(Inject::Nmi);
     bench.load(64, 0xB000, |a| {
         a.nop().unwrap();
         a.iretq().unwrap();
     });
+    bench.cpu.inject(Inject::Nmi);
     assert_eq!(bench.run(1), Exit::Budget);
     assert_eq!(bench.cpu.reg(Reg::Rip), 0xB001, "the second waits");
     bench.run_to_hlt();
