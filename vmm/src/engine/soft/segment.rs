@@ -135,6 +135,20 @@ impl Cpu {
         }
     }
 
+    /// Reads the second half of a 16-byte descriptor (SDM 3A 5.8.3.1): bits 63:32 of a base or offset, in its low half.
+    fn upper_half(&mut self, bus: &mut Bus, descriptor: Descriptor, selector: u16) -> Result<u64, Stop> {
+        let limit = if selector & 4 == 0 { u32::from(self.gdtr.limit) } else { self.seg(LDTR).limit };
+        if u32::from(selector & !7) + 15 > limit {
+            return Err(self.gp(error_of(selector)));
+        }
+        let upper = self.read_system(bus, descriptor.at.wrapping_add(8), 8)?;
+        // Where another descriptor's type would be must be zeros.
+        if upper >> 40 & 0x1F != 0 {
+            return Err(self.gp(error_of(selector)));
+        }
+        Ok(upper & 0xFFFF_FFFF)
+    }
+
     /// Sets the accessed bit of a code or data descriptor and makes the segment register's content of it.
     fn accessed(&mut self, bus: &mut Bus, descriptor: Descriptor, selector: u16) -> Result<Seg, Stop> {
         let mut seg = descriptor.seg(selector);
@@ -372,12 +386,7 @@ impl Cpu {
                 2
             }
             _ if self.long => {
-                let upper = self.read_system(bus, descriptor.at.wrapping_add(8), 8)?;
-                // The type field of the upper half must be clear.
-                if upper >> 40 & 0x1F != 0 {
-                    return Err(self.gp(error));
-                }
-                offset |= upper << 32;
+                offset |= self.upper_half(bus, descriptor, selector)? << 32;
                 8
             }
             _ => 4,
@@ -742,15 +751,7 @@ impl Cpu {
         }
         let mut seg = descriptor.seg(selector);
         if self.long {
-            // 16-byte descriptors: the upper half holds the rest of the base.
-            if u32::from(selector & !7) + 15 > u32::from(self.gdtr.limit) {
-                return Err(self.gp(error));
-            }
-            let upper = self.read_system(bus, descriptor.at.wrapping_add(8), 8)?;
-            if upper >> 40 & 0x1F != 0 {
-                return Err(self.gp(error));
-            }
-            seg.base |= upper << 32;
+            seg.base |= self.upper_half(bus, descriptor, selector)? << 32;
             if !canonical(seg.base) {
                 return Err(self.gp(error));
             }

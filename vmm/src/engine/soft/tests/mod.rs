@@ -55,6 +55,9 @@ pub(super) struct Bench {
     pub(super) cpu: Box<dyn EngineVcpu>,
 }
 
+/// Assembles a test's code.
+pub(super) type Build = fn(&mut CodeAssembler);
+
 /// Where tests put their code.
 pub(super) const CODE: u64 = 0x1_0000;
 

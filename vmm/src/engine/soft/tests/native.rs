@@ -132,7 +132,7 @@ fn defined_flags(instruction: &Instruction, state: &State) -> u64 {
 
 #[test]
 fn agrees_with_the_host() {
-    let rounds = if cfg!(debug_assertions) { 20_000 } else { 300_000 };
+    let rounds = if cfg!(debug_assertions) { 20_000 } else { 60_000 };
     let mut random = Random(1);
     let mut native = Native::new();
     let mut bench = Bench::new(0x10_0000);

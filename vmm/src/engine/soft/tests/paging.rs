@@ -1,7 +1,7 @@
 //! Translation in every paging mode: where pages lead, who may use them, and what a fault reports.
 
 use super::events::{handled, long_mode_idt};
-use super::{Bench, CODE, PDPT, PML4};
+use super::{Bench, Build, CODE, PDPT, PML4};
 use crate::engine::{CpuidEntry, Exit, Reg};
 use iced_x86::code_asm::*;
 
@@ -64,7 +64,7 @@ fn jump(a: &mut CodeAssembler) {
 #[test]
 fn error_codes_say_what_went_wrong() {
     let page = 0x5_0000;
-    let cases: [(u32, u64, fn(&mut CodeAssembler), u64); 12] = [
+    let cases: [(u32, u64, Build, u64); 12] = [
         (0, 0, load, 0),
         (0, 0, store, 2),
         (0, 0, modify, 2),
@@ -136,7 +136,7 @@ fn a_changed_entry_counts_after_invlpg() {
 #[test]
 fn smep_and_smap_keep_the_supervisor_from_user_pages() {
     let user_page = 0x5_0000 | P | W | U;
-    for (bit, code, expected) in [(20, jump as fn(&mut CodeAssembler), 0x11), (21, load, 1), (21, store, 3)] {
+    for (bit, code, expected) in [(20, jump as Build, 0x11), (21, load, 1), (21, store, 3)] {
         let mut bench = bench(0, user_page, code);
         // Everything else is the supervisor's.
         bench.write64(PDPT, PS | P | W);

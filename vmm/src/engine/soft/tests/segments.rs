@@ -1,6 +1,6 @@
 //! Segment registers, descriptors, call gates and far returns.
 
-use super::{Bench, CODE};
+use super::{Bench, Build, CODE};
 use crate::engine::{Exit, Reg, SegDesc};
 use iced_x86::code_asm::*;
 
@@ -341,22 +341,22 @@ fn ports_by_iopl_and_bit_map() {
 
 #[test]
 fn privileged_instructions_are_refused_to_ring_3() {
-    let cases: [fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>; 12] = [
-        |a| a.hlt(),
-        |a| a.cli(),
-        |a| a.sti(),
-        |a| a.mov(eax, cr0),
-        |a| a.mov(cr3, eax),
-        |a| a.mov(dr7, eax),
-        |a| a.lgdt(fword_ptr(0x500)),
-        |a| a.clts(),
-        |a| a.invlpg(ptr(0x500)),
-        |a| a.wbinvd(),
-        |a| a.rdmsr(),
-        |a| a.lmsw(ax),
+    let cases: [Build; 12] = [
+        |a| a.hlt().unwrap(),
+        |a| a.cli().unwrap(),
+        |a| a.sti().unwrap(),
+        |a| a.mov(eax, cr0).unwrap(),
+        |a| a.mov(cr3, eax).unwrap(),
+        |a| a.mov(dr7, eax).unwrap(),
+        |a| a.lgdt(fword_ptr(0x500)).unwrap(),
+        |a| a.clts().unwrap(),
+        |a| a.invlpg(ptr(0x500)).unwrap(),
+        |a| a.wbinvd().unwrap(),
+        |a| a.rdmsr().unwrap(),
+        |a| a.lmsw(ax).unwrap(),
     ];
     for (i, case) in cases.into_iter().enumerate() {
-        let mut bench = bench(3, |a| case(a).unwrap());
+        let mut bench = bench(3, case);
         assert_eq!(fault(&mut bench), (13, 0), "case {i}");
         let stack = bench.cpu.reg(Reg::Rsp);
         assert_eq!(u64::from(u32::from_le_bytes(bench.read(stack + 8))), CODE, "case {i}");

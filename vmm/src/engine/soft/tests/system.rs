@@ -1,7 +1,7 @@
 //! Control registers, MSRs, CPUID, fast system calls, system tables.
 
 use super::events::{handled, long_mode_idt};
-use super::{Bench, CODE};
+use super::{Bench, Build, CODE};
 use crate::engine::{CpuidEntry, Exit, Reg, SegDesc};
 use iced_x86::code_asm::*;
 
@@ -153,7 +153,7 @@ fn cpuid_answers_from_the_table() {
 
 #[test]
 fn control_registers_refuse_what_cannot_be() {
-    let cases: [(&str, fn(&mut CodeAssembler)); 5] = [
+    let cases: [(&str, Build); 5] = [
         ("PG without PE", |a| {
             a.mov(rax, 0x8000_0000_u64).unwrap();
             a.mov(cr0, rax).unwrap();
