@@ -12,6 +12,7 @@ mod native;
 mod paging;
 mod random;
 mod segments;
+mod smp;
 mod system;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
