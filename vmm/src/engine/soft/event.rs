@@ -92,14 +92,22 @@ impl Cpu {
 
     /// Delivers an external interrupt or NMI.
     pub(super) fn deliver_external(&mut self, bus: &mut Bus, vector: u8) -> Result<(), Exit> {
+        // If the stack is a device, the log is this delivery's until it is done.
+        self.delivering = false;
         match self.deliver(bus, vector, None, Origin::Hardware, 0) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.forget_accesses();
+                Ok(())
+            }
             Err(Stop::Fault) => {
                 self.forget_accesses();
                 self.note_lacking();
                 self.deliver_exception(bus, self.raised)
             }
-            Err(Stop::Again | Stop::Leave) => Err(self.take_exit()),
+            Err(Stop::Again | Stop::Leave) => {
+                self.delivering = true;
+                Err(self.take_exit())
+            }
         }
     }
 

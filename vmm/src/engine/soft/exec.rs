@@ -169,27 +169,23 @@ impl Cpu {
             }
         }
         // An instruction in flight is finished before anything else is delivered.
-        if !self.log.is_empty() || self.shadow {
+        if !self.log.is_empty() && !self.delivering || self.shadow {
             return None;
         }
         if self.pending_nmi && !self.nmi_blocked {
             let delivered = self.deliver_external(bus, vector::NMI);
+            self.pending_nmi = self.delivering;
+            self.nmi_blocked = !self.delivering;
             if let Err(exit) = delivered {
-                self.update_attention();
                 return Some(exit);
             }
-            self.pending_nmi = false;
-            self.nmi_blocked = true;
-            self.forget_accesses();
         }
         if let Some(vector) = self.pending_interrupt {
             let delivered = self.deliver_external(bus, vector);
+            self.pending_interrupt = Some(vector).filter(|_| self.delivering);
             if let Err(exit) = delivered {
-                self.update_attention();
                 return Some(exit);
             }
-            self.pending_interrupt = None;
-            self.forget_accesses();
         }
         self.update_attention();
         (self.window_wanted && self.interruptible()).then_some(Exit::InterruptWindow)

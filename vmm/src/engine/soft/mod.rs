@@ -160,6 +160,7 @@ impl SoftVcpu {
     /// A register was set: the instruction in flight is abandoned, and what is derived from registers is stale.
     fn touched(&mut self) {
         self.cpu.asked = None;
+        self.cpu.delivering = false;
         self.cpu.forget_accesses();
         self.cpu.stale = true;
     }

@@ -75,7 +75,7 @@ fn is_null(selector: u16) -> bool {
     selector & !3 == 0
 }
 
-/// A stack that is being switched to.
+/// A stack to push on while the registers still are as before.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewStack {
     pub(super) seg: Seg,
@@ -89,8 +89,8 @@ pub(super) struct NewStack {
 }
 
 impl NewStack {
-    /// Makes the stack one of 64-bit mode, aligned for an interrupt frame (SDM 3A 6.14.2). The stack of compatibility mode
-    /// goes on at its linear address' low half, without a base.
+    /// Makes the stack one of 64-bit mode, aligned for an interrupt frame (SDM 3A 6.14.2): an offset is an address, whatever
+    /// base the interrupted program's SS has.
     pub(super) fn widen(&mut self) {
         self.mask = u64::MAX;
         self.sp &= !0xF;
@@ -246,6 +246,12 @@ impl Cpu {
         Ok(())
     }
 
+    /// Enters a code segment at the present privilege.
+    fn enter_code_here(&mut self, bus: &mut Bus, descriptor: Descriptor, selector: u16, offset: u64) -> Step {
+        let cpl = self.cpl;
+        self.enter_code(bus, descriptor, selector, cpl, offset)
+    }
+
     fn enter_seg(&mut self, cs: Seg, cpl: u8) {
         *self.seg_mut(CS) = cs;
         // CPL is SS.DPL. A stack of another privilege is about to be loaded if they differ.
@@ -265,18 +271,12 @@ impl Cpu {
         let descriptor = self.descriptor_or(bus, selector, vector::GP, 0)?;
         if descriptor.kind() & access::CODE_OR_DATA != 0 {
             self.check_code(descriptor, selector, false)?;
-            return self.all_or_nothing(|cpu| {
-                let cpl = cpu.cpl;
-                cpu.enter_code(bus, descriptor, selector, cpl, offset)
-            });
+            return self.all_or_nothing(|cpu| cpu.enter_code_here(bus, descriptor, selector, offset));
         }
         let gate = self.call_gate(bus, descriptor, selector)?;
         let descriptor = self.gate_target(bus, &gate)?;
         self.check_code(descriptor, gate.selector, true)?;
-        self.all_or_nothing(|cpu| {
-            let cpl = cpu.cpl;
-            cpu.enter_code(bus, descriptor, gate.selector, cpl, gate.offset)
-        })
+        self.all_or_nothing(|cpu| cpu.enter_code_here(bus, descriptor, gate.selector, gate.offset))
     }
 
     fn real_jump(&mut self, selector: u16, offset: u64) -> Step {
@@ -304,8 +304,7 @@ impl Cpu {
             self.check_code(descriptor, selector, false)?;
             return self.all_or_nothing(|cpu| {
                 cpu.push_return(bus, size)?;
-                let cpl = cpu.cpl;
-                cpu.enter_code(bus, descriptor, selector, cpl, offset)
+                cpu.enter_code_here(bus, descriptor, selector, offset)
             });
         }
         let gate = self.call_gate(bus, descriptor, selector)?;
@@ -315,8 +314,7 @@ impl Cpu {
             self.check_code(descriptor, gate.selector, true)?;
             return self.all_or_nothing(|cpu| {
                 cpu.push_return(bus, gate.size)?;
-                let cpl = cpu.cpl;
-                cpu.enter_code(bus, descriptor, gate.selector, cpl, gate.offset)
+                cpu.enter_code_here(bus, descriptor, gate.selector, gate.offset)
             });
         }
         if !descriptor.is_code() {

@@ -286,6 +286,8 @@ pub(super) struct Cpu {
     pub(super) log: Vec<Access>,
     /// How many entries of the log this execution of the instruction has used.
     pub(super) log_used: usize,
+    /// The log is of the delivery of an interrupt, not of an instruction.
+    pub(super) delivering: bool,
     /// The access that the last exit asked for.
     pub(super) asked: Option<Access>,
     pub(super) raised: Raised,
@@ -389,6 +391,7 @@ impl Cpu {
             seen_marks_epoch: 0,
             log: Vec::new(),
             log_used: 0,
+            delivering: false,
             asked: None,
             raised: Raised { vector: 0, error_code: None, address: 0 },
             exit: None,

@@ -176,8 +176,8 @@ pub(super) fn once<O: StringOp, T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) 
     iterate::<O, T>(cpu, bus, op, op.address_mask())
 }
 
-/// A string instruction with a repeat prefix. It runs alone in its block, and each iteration counts as an instruction: the
-/// last one is counted by the run loop.
+/// A string instruction with a repeat prefix. It runs alone in its block, and each iteration takes the time of an
+/// instruction, except in bulk.
 pub(super) fn repeat<O: StringOp, T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     let mask = op.address_mask();
     loop {
@@ -188,10 +188,14 @@ pub(super) fn repeat<O: StringOp, T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op
             return Ok(());
         }
         let mut done = 0;
+        let mut cost = 1;
         if cpu.eflags & DF == 0 && count > 1 && cpu.attention & attention::STEP == 0 {
             let (source, destination) = (cpu.get::<u64>(RSI) & mask, cpu.get::<u64>(RDI) & mask);
-            done = O::bulk::<T>(cpu, op, source, destination, count);
+            let left = cpu.budget - cpu.executed;
+            let affordable = left.saturating_mul(BULK_BYTES_PER_INSTRUCTION) / u64::from(T::BYTES);
+            done = O::bulk::<T>(cpu, op, source, destination, count.min(affordable));
             advance_both::<O, T>(cpu, mask, done);
+            cost = (done * u64::from(T::BYTES) / BULK_BYTES_PER_INSTRUCTION).max(1);
         }
         if done == 0 {
             iterate::<O, T>(cpu, bus, op, mask)?;
@@ -202,9 +206,11 @@ pub(super) fn repeat<O: StringOp, T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op
         let zf = cpu.status.zf();
         let ended = count == done || O::COMPARES && (op.has(flag::REP) && !zf || op.has(flag::REPNE) && zf);
         if ended {
+            // The run loop counts the instruction itself.
+            cpu.executed += cost - 1;
             return Ok(());
         }
-        cpu.executed += (done * u64::from(T::BYTES) / BULK_BYTES_PER_INSTRUCTION).max(1);
+        cpu.executed += cost;
         if cpu.must_pause_repeat() {
             return Err(Stop::Again);
         }

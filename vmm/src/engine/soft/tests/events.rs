@@ -1,7 +1,7 @@
 //! Delivery of interrupts and exceptions in every mode, and who may be interrupted when.
 
 use super::{Bench, CODE};
-use crate::engine::{Exit, Inject, Reg, SegDesc};
+use crate::engine::{Completion, Exit, Inject, Reg, SegDesc};
 use iced_x86::code_asm::*;
 
 const IDT: u64 = 0x4000;
@@ -404,6 +404,27 @@ fn sti_and_hlt_wait_for_an_interrupt() {
     assert_eq!(handled(&mut bench), 0x20);
     let [rip] = frame(&mut bench);
     assert_eq!(rip, CODE + 2);
+}
+
+#[test]
+fn a_frame_may_go_to_a_device() {
+    let mut bench = Bench::new(0x2_0000);
+    bench.real_mode();
+    bench.write(4 * 0x30, &[0x00, 0x00, 0x00, 0x07]);
+    bench.write(0x7000, &[0xF4]);
+    bench.load(16, 0x8000, |a| {
+        a.ud2().unwrap();
+    });
+    bench.cpu.set_desc(Reg::Ss, SegDesc { base: 0x10_0000, limit: 0xFFFF, access: 0x93 });
+    bench.cpu.set_reg(Reg::Rsp, 0x100);
+    bench.cpu.set_reg(Reg::Rflags, 0x202);
+    bench.cpu.inject(Inject::Interrupt(0x30));
+    assert_eq!(bench.run(100), Exit::MmioWrite { gpa: 0x10_00FE, size: 2, data: 0x202 });
+    assert_eq!(bench.answer(Completion::Done), Exit::MmioWrite { gpa: 0x10_00FC, size: 2, data: 0 });
+    assert_eq!(bench.answer(Completion::Done), Exit::MmioWrite { gpa: 0x10_00FA, size: 2, data: 0x8000 });
+    assert_eq!(bench.cpu.reg(Reg::Rsp), 0x100);
+    assert_eq!(bench.answer(Completion::Done), Exit::Hlt);
+    assert_eq!((bench.cpu.reg(Reg::Cs), bench.cpu.reg(Reg::Rsp)), (0x700, 0xFA));
 }
 
 #[test]

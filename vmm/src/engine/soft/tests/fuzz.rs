@@ -60,8 +60,7 @@ fn run_anything(mode: u64, seed: u64) {
         let before = bench.cpu.instructions();
         let exit = bench.run(budget);
         let done = bench.cpu.instructions().zip(before).map(|(after, before)| after - before);
-        // A bulk move counts as up to 64 instructions at once.
-        assert!(done.is_some_and(|done| done <= budget + 64), "mode {mode}, seed {seed}: {done:?} of {budget}");
+        assert!(done.is_some_and(|done| done <= budget), "mode {mode}, seed {seed}: {done:?} of {budget}");
         match exit {
             Exit::Shutdown => break,
             Exit::Failed(what) => panic!("mode {mode}, seed {seed}: {what}"),
