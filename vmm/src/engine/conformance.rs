@@ -694,17 +694,20 @@ fn busy_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
 pub(super) fn kick_from_another_thread(engine: &dyn Engine) {
     let mut machine = Machine::new(engine, busy_loop);
     let kick = machine.vcpu.kick_handle();
+    // One kick for each run: two before a run are one.
+    let (ask, asked) = std::sync::mpsc::channel();
     let kicker = std::thread::spawn(move || {
-        for _ in 0..3 {
-            std::thread::sleep(Duration::from_millis(5));
+        for () in asked {
+            std::thread::sleep(Duration::from_millis(3));
             kick.kick();
         }
     });
-    for _ in 0..3 {
-        // In virtual time so much takes forever.
-        assert_eq!(machine.vcpu.run(100 * RUN), Exit::Kicked);
+    for _ in 0..5 {
+        ask.send(()).expect("the kicker waits");
+        assert_eq!(machine.vcpu.run(4 * RUN), Exit::Kicked);
         assert_ne!(machine.vcpu.reg(Reg::Rbx), 0);
     }
+    drop(ask);
     kicker.join().expect("it does not panic");
 }
 

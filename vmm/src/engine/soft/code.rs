@@ -252,6 +252,8 @@ fn decode_one(decoder: &mut Decoder<'_>) -> Option<Decoded> {
     match decoder.last_error() {
         DecoderError::None => Some(decode::decode(&instruction)),
         DecoderError::NoMoreBytes if available < MAX_INSTRUCTION => None,
+        // What goes on beyond the longest instruction is too long, whatever it would have become.
+        _ if instruction.len() == MAX_INSTRUCTION => Some(decode::too_long()),
         DecoderError::NoMoreBytes => Some(decode::too_long()),
         _ => Some(decode::invalid(instruction.len().max(1))),
     }

@@ -47,12 +47,10 @@ impl Cpu {
     /// Delivers an exception, and what comes of exceptions on the way. The error is the end of the run.
     pub(super) fn deliver_exception(&mut self, bus: &mut Bus, first: Raised) -> Result<(), Exit> {
         let mut present = first;
+        self.set_fault_address(first);
         loop {
             // If the run ends on the way, the next one goes on with this exception.
             self.pending_exception = Some(present);
-            if present.vector == vector::PF {
-                self.cr2 = present.address;
-            }
             let extra_flags = if is_fault(present.vector) { RF } else { 0 };
             let delivered = self.deliver(bus, present.vector, present.error_code, Origin::Hardware, extra_flags);
             match delivered {
@@ -64,6 +62,7 @@ impl Cpu {
                     self.forget_accesses();
                     self.note_lacking();
                     let second = self.raised;
+                    self.set_fault_address(second);
                     present = match (class(present.vector), class(second.vector)) {
                         (Class::DoubleFault, _) => {
                             self.pending_exception = None;
@@ -82,6 +81,12 @@ impl Cpu {
                 }
                 Err(Stop::Again | Stop::Leave) => return Err(self.take_exit()),
             }
+        }
+    }
+
+    fn set_fault_address(&mut self, raised: Raised) {
+        if raised.vector == vector::PF {
+            self.cr2 = raised.address;
         }
     }
 

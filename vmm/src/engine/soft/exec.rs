@@ -219,6 +219,14 @@ impl Cpu {
             | bit(self.window_wanted, attention::WINDOW);
     }
 
+    /// IRET was executed: the next NMI may come.
+    pub(super) fn unblock_nmis(&mut self) {
+        self.nmi_blocked = false;
+        if self.pending_nmi {
+            self.attention |= attention::EVENT;
+        }
+    }
+
     /// Blocks interrupts for one instruction.
     pub(super) fn set_shadow(&mut self) {
         self.shadow = true;

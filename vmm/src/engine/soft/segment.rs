@@ -582,7 +582,7 @@ impl Cpu {
             self.real_jump(selector, offset)?;
             self.drop_stack(3 * bytes);
             self.return_flags(flags, bits, 0);
-            self.nmi_blocked = false;
+            self.unblock_nmis();
             return Ok(());
         }
         if !self.long && size == 4 && flags & VM != 0 && self.cpl == 0 {
@@ -607,7 +607,7 @@ impl Cpu {
             })?;
         }
         self.return_flags(flags, bits, from);
-        self.nmi_blocked = false;
+        self.unblock_nmis();
         Ok(())
     }
 

@@ -2,11 +2,13 @@
 //! tests need no processor.
 
 mod errno;
+mod run;
 pub(super) mod scripted;
 mod startup;
 
 use super::{Device, Kernel};
 use crate::abi::*;
+use crate::engine::Completion;
 use crate::history::KernelVersion;
 use crate::host::{Finished, Host};
 use scripted::Scripted;

@@ -15,11 +15,20 @@ pub(super) const LAST_PORT: u16 = 0x1234;
 #[derive(Clone, Debug, Default)]
 pub(in crate::kernel) struct Scripted {
     scripts: BTreeMap<u32, Vec<Exit>>,
+    completions: Completions,
 }
+
+/// How the kernel answered the exits.
+pub(super) type Completions = Arc<std::sync::Mutex<Vec<Completion>>>;
 
 impl Scripted {
     pub(in crate::kernel) fn new() -> Scripted {
         Scripted::default()
+    }
+
+    /// Where the answers to the exits will be.
+    pub(super) fn completions(&self) -> Completions {
+        Arc::clone(&self.completions)
     }
 
     /// Appends to a vCPU's script.
@@ -53,12 +62,14 @@ impl Engine for Scripted {
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
-        Ok(Arc::new(ScriptedVm { scripts: Mutex::new(self.scripts.clone()) }))
+        let completions = Arc::clone(&self.completions);
+        Ok(Arc::new(ScriptedVm { scripts: Mutex::new(self.scripts.clone()), completions }))
     }
 }
 
 struct ScriptedVm {
     scripts: Mutex<BTreeMap<u32, Vec<Exit>>>,
+    completions: Completions,
 }
 
 impl EngineVm for ScriptedVm {
@@ -72,12 +83,14 @@ impl EngineVm for ScriptedVm {
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn EngineVcpu>, EngineError> {
         let script = self.scripts.lock().remove(&id).unwrap_or_default().into();
-        Ok(Box::new(ScriptedVcpu { script, regs: BTreeMap::new(), descs: BTreeMap::new() }))
+        let completions = Arc::clone(&self.completions);
+        Ok(Box::new(ScriptedVcpu { script, completions, regs: BTreeMap::new(), descs: BTreeMap::new() }))
     }
 }
 
 struct ScriptedVcpu {
     script: VecDeque<Exit>,
+    completions: Completions,
     regs: BTreeMap<Reg, u64>,
     descs: BTreeMap<Reg, SegDesc>,
 }
@@ -123,7 +136,9 @@ impl EngineVcpu for ScriptedVcpu {
 
     fn set_time(&mut self, _: u64) {}
 
-    fn complete(&mut self, _: Completion) {}
+    fn complete(&mut self, completion: Completion) {
+        self.completions.lock().expect("one thread").push(completion);
+    }
 
     fn interruptible(&mut self) -> bool {
         false

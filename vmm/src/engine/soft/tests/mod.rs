@@ -1,11 +1,18 @@
 //! Tests of the software processor: the bench that they share, and one file per group of instructions.
 
 mod boot;
+mod code;
+mod devices;
+mod events;
+mod integer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod native;
+mod paging;
+mod segments;
+mod system;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
-use crate::engine::{Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
+use crate::engine::{Completion, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
 use crate::memory::{Protection, Segment};
 use iced_x86::code_asm::CodeAssembler;
 use std::sync::Arc;
@@ -119,7 +126,9 @@ impl Bench {
     fn flat_segments(&mut self, code: u32, cpl: u32) {
         for reg in [Reg::Cs, Reg::Ds, Reg::Es, Reg::Ss, Reg::Fs, Reg::Gs] {
             let access = if reg == Reg::Cs { code } else { 0xC093 };
-            self.cpu.set_reg(reg, 8 + u64::from(cpl));
+            // The GDTs of the tests begin with code and data of ring 0, then of ring 3.
+            let ring = if cpl == 3 { 0x13 } else { 0 };
+            self.cpu.set_reg(reg, ring + if reg == Reg::Cs { 0x08 } else { 0x10 });
             self.cpu.set_desc(reg, SegDesc { base: 0, limit: u32::MAX, access: access | cpl << 5 });
         }
     }
@@ -127,6 +136,12 @@ impl Bench {
     /// Runs for at most `instructions`.
     pub(super) fn run(&mut self, instructions: u64) -> Exit {
         self.cpu.run(instructions * NS_PER_INSTRUCTION)
+    }
+
+    /// Answers an exit and runs on.
+    pub(super) fn answer(&mut self, completion: Completion) -> Exit {
+        self.cpu.complete(completion);
+        self.run(1000)
     }
 
     /// Runs until HLT, which must come within a million instructions.
