@@ -81,6 +81,17 @@ fn the_report_of_february_2023_is_reproduced_in_one_sentence() {
 }
 
 #[test]
+fn the_readme_shows_what_is_printed() {
+    let readme = std::fs::read_to_string(repository_file("README.md")).expect("the repository's README");
+    let run = spinup(&[]).stdout;
+    // The last line tells the time that it took.
+    let (grid, _) = run.trim_end().rsplit_once('\n').expect("more than a line");
+    assert!(readme.contains(grid), "the README's grid is not this one:\n{grid}");
+    let repro = spinup(&["repro", "bhyve-13.1-ap-startup"]).stdout;
+    assert!(readme.contains(repro.trim_end()), "the README's divergence is not this one:\n{repro}");
+}
+
+#[test]
 fn every_known_regression_shows() {
     let regressions = spinup(&["show", "regressions"]);
     let sentences: Vec<String> = regressions

@@ -5,7 +5,7 @@ use crate::cell::Cell;
 use crate::diff::{Amount, Diff};
 use crate::report::json::write_atomically;
 use crate::run::Setup;
-use crate::trace::{Canonical, StoredTrace, text};
+use crate::trace::{Canonical, StoredTrace, perfetto, text};
 use clap::{Args, ValueEnum};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ enum TraceFormat {
     Text,
     /// The stored form: a JSON object for each event
     Jsonl,
+    /// For the timeline of ui.perfetto.dev or chrome://tracing
+    Perfetto,
 }
 
 pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
@@ -45,6 +47,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
             _ if args.canonical => write!(out, "{}", Canonical::of(&trace.trace)),
             TraceFormat::Text => text::write(&trace, out),
             TraceFormat::Jsonl => trace.write(out),
+            TraceFormat::Perfetto => perfetto::write(&trace, out),
         }
     };
     match &args.output {

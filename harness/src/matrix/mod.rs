@@ -307,21 +307,20 @@ impl Matrix {
         }
         for cell in &cells {
             let best = self.best_rules(cell);
-            if let [first, .., last] = best[..]
-                && let Some(other) = best.iter().find(|rule| rule.expectation.outcome != first.expectation.outcome)
-            {
-                debug_assert!(last.cells.specificity() == first.cells.specificity());
-                let (line, _) = source.position(first.span.start);
-                return Err(source.error(
-                    other.span.clone(),
-                    "expect.match",
-                    format!(
-                        "expects {} of {cell}, but the expectation in line {line}, with as many keys, expects {}; \
-                         add a key to one of them",
-                        other.expectation.outcome, first.expectation.outcome
-                    ),
-                ));
-            }
+            let Some(first) = best.first() else { continue };
+            let Some(other) = best.iter().find(|rule| rule.expectation.outcome != first.expectation.outcome) else {
+                continue;
+            };
+            let (line, _) = source.position(first.span.start);
+            return Err(source.error(
+                other.span.clone(),
+                "expect.match",
+                format!(
+                    "expects {} of {cell}, but the expectation in line {line}, with as many keys, expects {}; \
+                     add a key to one of them",
+                    other.expectation.outcome, first.expectation.outcome
+                ),
+            ));
         }
         Ok(())
     }

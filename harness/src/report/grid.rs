@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Red cells of one pairing that get words of their own; the others of the pairing are counted.
 const RED_PER_PAIRING: usize = 2;
 
+/// Pairings with one reason that are named; more are counted, for the grid names them already.
+const PAIRINGS_NAMED: usize = 3;
+
 /// What the grid needs to know beside the results.
 pub struct Context<'a> {
     /// The kernels in the order of the rows.
@@ -73,6 +76,7 @@ pub fn render(results: &[CellResult], context: &Context<'_>) -> String {
     if !inside.is_empty() {
         table(&mut out, &inside, context.kernels);
     }
+    let beside: Vec<&CellResult> = beside.into_iter().filter(|result| result.verdict != Verdict::Skipped).collect();
     if !beside.is_empty() {
         list_beside(&mut out, &beside);
     }
@@ -168,20 +172,27 @@ fn entry(pairing: &[&CellResult]) -> Vec<Span> {
         .collect()
 }
 
-/// What tells some cells of a pairing from the others: values of one axis, or of two. `None` when it takes more.
+/// What tells some cells of a pairing from the others: the values that they have on each axis where the pairing has more.
+/// `None` when they are no such product.
 fn which(group: &[&CellResult], pairing: &[&CellResult]) -> Option<String> {
     let axes: [fn(&Cell) -> String; 4] =
         [|c| c.guest.clone(), |c| c.apic.to_string(), |c| format!("{} CPUs", c.cpus), |c| c.engine.to_string()];
-    let told_apart = |value: &dyn Fn(&Cell) -> String| {
-        let values: BTreeSet<String> = group.iter().map(|result| value(&result.cell)).collect();
-        let all = pairing.iter().filter(|result| values.contains(&value(&result.cell))).count();
-        (all == group.len()).then(|| values.into_iter().collect::<Vec<_>>().join(", "))
+    let values = |cells: &[&CellResult], axis: fn(&Cell) -> String| -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        cells.iter().map(|result| axis(&result.cell)).filter(|value| seen.insert(value.clone())).collect()
     };
-    axes.iter().find_map(|axis| told_apart(axis)).or_else(|| {
-        (0..axes.len())
-            .flat_map(|i| (i + 1..axes.len()).map(move |j| (i, j)))
-            .find_map(|(i, j)| told_apart(&|cell| format!("{} {}", axes[i](cell), axes[j](cell))))
-    })
+    let wanted = axes.map(|axis| values(group, axis));
+    let in_product = |cell: &Cell| axes.iter().zip(&wanted).all(|(axis, values)| values.contains(&axis(cell)));
+    if pairing.iter().filter(|result| in_product(&result.cell)).count() != group.len() {
+        return None;
+    }
+    let told: Vec<String> = axes
+        .into_iter()
+        .zip(&wanted)
+        .filter(|(axis, values_here)| values_here.len() < values(pairing, *axis).len())
+        .map(|(_, values_here)| values_here.join("/"))
+        .collect();
+    (!told.is_empty()).then(|| told.join(" "))
 }
 
 fn list_beside(out: &mut String, results: &[&CellResult]) {
@@ -216,7 +227,9 @@ fn known_failures(out: &mut String, results: &[&CellResult]) {
     for (result, pairings) in &reasons {
         let expectation = &result.expectation;
         let shown = format!("{:width$}", Shown::of(result).text());
-        let _ = writeln!(out, "  {}   {}", paint(KNOWN, &shown), pairings.join(", "));
+        let which =
+            if pairings.len() <= PAIRINGS_NAMED { pairings.join(", ") } else { format!("{} pairings", pairings.len()) };
+        let _ = writeln!(out, "  {}   {which}", paint(KNOWN, &shown));
         let _ = writeln!(
             out,
             "  {:width$}   {} {}",

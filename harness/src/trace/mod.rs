@@ -2,6 +2,7 @@
 
 pub mod canonical;
 pub mod describe;
+pub mod perfetto;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod text;

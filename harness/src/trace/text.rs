@@ -46,6 +46,7 @@ pub fn write(trace: &StoredTrace, mut out: impl Write) -> io::Result<()> {
 fn fold(out: &mut impl Write, left_out: &mut usize) -> io::Result<()> {
     match std::mem::take(left_out) {
         0 => Ok(()),
+        1 => writeln!(out, "{:>6}", "⋯"),
         count => writeln!(out, "{:>6} {count} accesses to ports and the like", "⋯"),
     }
 }

@@ -292,6 +292,17 @@ mod tests {
     }
 
     #[test]
+    fn register_numbers_are_freebsds() {
+        use crate::engine::Reg;
+        let expected =
+            [(7, Reg::R8), (18, Reg::Dr7), (20, Reg::Rip), (22, Reg::Es), (31, Reg::Gdtr), (44, Reg::EntryInstLength)];
+        for (number, reg) in expected {
+            assert_eq!((reg as i32, Reg::from_number(number)), (number, Some(reg)));
+        }
+        assert_eq!(Reg::ALL.len(), 45);
+    }
+
+    #[test]
     fn request_numbers_are_distinct() {
         let numbers: std::collections::BTreeSet<_> = REQUESTS.iter().map(|(_, request)| request).collect();
         assert_eq!(numbers.len(), REQUESTS.len());

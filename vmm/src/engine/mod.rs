@@ -20,12 +20,25 @@ use crate::memory::{Protection, Segment};
 use std::fmt;
 use std::sync::Arc;
 
-/// A register by the number that the ioctl boundary gives it (`enum vm_reg_name`, FreeBSD 13).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "the names are the registers' own")]
-pub enum Reg {
-    Rax = 0,
+macro_rules! registers {
+    ($($(#[$meta:meta])* $name:ident,)*) => {
+        /// A register by the number that the ioctl boundary gives it (`enum vm_reg_name`, FreeBSD 13).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        #[allow(missing_docs, reason = "the names are the registers' own")]
+        pub enum Reg {
+            $($(#[$meta])* $name,)*
+        }
+
+        impl Reg {
+            /// All registers, in the order of their numbers.
+            pub const ALL: [Reg; [$(Reg::$name),*].len()] = [$(Reg::$name),*];
+        }
+    };
+}
+
+registers! {
+    Rax,
     Rbx,
     Rcx,
     Rdx,
@@ -74,58 +87,6 @@ pub enum Reg {
 }
 
 impl Reg {
-    /// All registers, in the order of their numbers.
-    pub const ALL: [Reg; 45] = {
-        use Reg::*;
-        [
-            Rax,
-            Rbx,
-            Rcx,
-            Rdx,
-            Rsi,
-            Rdi,
-            Rbp,
-            R8,
-            R9,
-            R10,
-            R11,
-            R12,
-            R13,
-            R14,
-            R15,
-            Cr0,
-            Cr3,
-            Cr4,
-            Dr7,
-            Rsp,
-            Rip,
-            Rflags,
-            Es,
-            Cs,
-            Ss,
-            Ds,
-            Fs,
-            Gs,
-            Ldtr,
-            Tr,
-            Idtr,
-            Gdtr,
-            Efer,
-            Cr2,
-            Pdpte0,
-            Pdpte1,
-            Pdpte2,
-            Pdpte3,
-            IntrShadow,
-            Dr0,
-            Dr1,
-            Dr2,
-            Dr3,
-            Dr6,
-            EntryInstLength,
-        ]
-    };
-
     /// The register with this number.
     #[must_use]
     pub fn from_number(number: i32) -> Option<Reg> {

@@ -40,86 +40,75 @@ pub enum VersionError {
 /// `hw.vmm.maxcpu` of a named kernel: more than any guest of ours uses, so that the host's CPUs do not matter.
 const MAX_CPU_TUNABLE: u16 = 256;
 
+/// A kernel by what it has beyond another.
 struct Named {
     name: &'static str,
     about: &'static str,
-    changes: &'static [&'static str],
+    /// The kernel that it extends; `None`: [`Behaviour::BASE`].
+    base: Option<&'static str>,
+    adds: &'static [&'static str],
 }
-
-const UP_TO_LAZY_VCPUS: [&str; 5] =
-    ["ipi-exit", "raw-destination", "rendezvous-participants", "startup-cpus", "lazy-vcpus"];
-const BROKEN_WINDOW: [&str; 7] = [
-    "ipi-exit",
-    "raw-destination",
-    "rendezvous-participants",
-    "startup-cpus",
-    "lazy-vcpus",
-    "maxcpu-tunable",
-    "handle-ipi",
-];
 
 const NAMED: &[Named] = &[
     Named {
         name: "fbsd-13.1",
         about: "FreeBSD 12.x, 13.0 and 13.1: boot_state machine, every vCPU allocated with the VM",
-        changes: &[],
+        base: None,
+        adds: &[],
     },
     Named {
         name: "main-0bda8d3e",
         about: "main from 0bda8d3e9f7a to before 769b884e2e2: the first breakage of lazy userspace",
-        changes: &["ipi-exit"],
+        base: Some("fbsd-13.1"),
+        adds: &["ipi-exit"],
     },
     Named {
         name: "main-769b884e",
         about: "main from 769b884e2e2 to before c0f35dbf19c3: the first fix",
-        changes: &["ipi-exit", "raw-destination"],
+        base: Some("main-0bda8d3e"),
+        adds: &["raw-destination"],
     },
     Named {
         name: "main-c0f35dbf",
         about: "main at c0f35dbf19c3: startup_cpus under a sleepable mutex",
-        changes: UP_TO_LAZY_VCPUS.split_at(4).0,
+        base: Some("main-769b884e"),
+        adds: &["rendezvous-participants", "startup-cpus"],
     },
     Named {
         name: "main-98568a00",
         about: "main from 98568a005a19 to before 7c326ab5bb9a: vCPUs allocated on first use",
-        changes: &UP_TO_LAZY_VCPUS,
+        base: Some("main-c0f35dbf"),
+        adds: &["lazy-vcpus"],
     },
     Named {
         name: "main-7c326ab5",
         about: "main from 7c326ab5bb9a to before b265a2e0d764, stable/13 in between: the broken window",
-        changes: &BROKEN_WINDOW,
+        base: Some("main-98568a00"),
+        adds: &["maxcpu-tunable", "handle-ipi"],
     },
     Named {
         name: "naive-widen",
         about: "a counterfactual: the broken window with only the exit's mask widened",
-        changes: &[
-            "ipi-exit",
-            "raw-destination",
-            "rendezvous-participants",
-            "startup-cpus",
-            "lazy-vcpus",
-            "maxcpu-tunable",
-            "handle-ipi",
-            "exit-mask",
-        ],
+        base: Some("main-7c326ab5"),
+        adds: &["exit-mask"],
     },
     Named {
         name: "fbsd-13.2",
         about: "FreeBSD 13.2 (5e8827063b9f): the fix of b265a2e0d764 in all three parts",
-        changes: &[
-            "ipi-exit",
-            "raw-destination",
-            "rendezvous-participants",
-            "startup-cpus",
-            "lazy-vcpus",
-            "maxcpu-tunable",
-            "handle-ipi",
-            "exit-mask",
-            "rendezvous-active",
-            "spinup-ffs",
-        ],
+        base: Some("main-7c326ab5"),
+        adds: &["exit-mask", "rendezvous-active", "spinup-ffs"],
     },
 ];
+
+impl Named {
+    fn find(name: &str) -> Option<&'static Named> {
+        NAMED.iter().find(|named| named.name == name)
+    }
+
+    fn has(&self, change: &str) -> bool {
+        self.adds.contains(&change) || self.base.and_then(Named::find).is_some_and(|base| base.has(change))
+    }
+}
 
 impl KernelVersion {
     /// Every named kernel, oldest first.
@@ -127,7 +116,7 @@ impl KernelVersion {
         NAMED.iter().map(|named| KernelVersion {
             name: named.name.into(),
             about: named.about.into(),
-            changes: named.changes.to_vec(),
+            changes: CHANGES.iter().map(|change| change.name).filter(|change| named.has(change)).collect(),
             invariants: true,
             max_cpu_tunable: MAX_CPU_TUNABLE,
         })
@@ -207,6 +196,17 @@ mod tests {
             let none: [&str; 0] = [];
             assert_eq!(version.what_if(&version.name, &version.about, &none, &none), Ok(version.clone()));
         }
+    }
+
+    #[test]
+    fn every_base_and_every_addition_exists() {
+        for (i, named) in NAMED.iter().enumerate() {
+            assert!(named.base.is_none_or(|base| NAMED[..i].iter().any(|older| older.name == base)), "{}", named.name);
+            assert!(named.adds.iter().all(|change| Change::named(change).is_some()), "{}", named.name);
+        }
+        let broken = KernelVersion::named("main-7c326ab5").expect("named");
+        let names: Vec<_> = broken.changes().map(|change| change.name).collect();
+        assert_eq!(names, CHANGES[..7].iter().map(|change| change.name).collect::<Vec<_>>(), "all up to handle-ipi");
     }
 
     #[test]
