@@ -3,7 +3,7 @@
 //!
 //! How an instruction gets executed, from the outside in:
 //!
-//! 1. [`SoftVcpu`] takes its machine's lock and calls the run loop (`exec`). One processor of a machine runs at a time, so
+//! 1. A `SoftVcpu` takes its machine's lock and calls the run loop (`exec`). One processor of a machine runs at a time, so
 //!    plain memory accesses are atomic.
 //! 2. The run loop looks at what is pending (`event` delivers it), then asks `code` for the block at RIP: a run of
 //!    predecoded operations, shared by all processors of the machine, found through a short cut by linear address (`jumps`)
