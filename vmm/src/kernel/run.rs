@@ -60,6 +60,7 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         self.pace_debug_loop(st, id);
+        self.give_way(st, id);
         self.await_idle(st, id);
         self.change_state(st, id, VcpuState::Frozen);
         self.ensure_engine(st, id);
@@ -82,6 +83,15 @@ impl Vm {
         let streak = st.vcpu(id).debug_streak;
         if streak > 1 && st.debug.contains(id) && !self.rendezvous_pending(st, id) && !st.is_suspended() {
             self.wait(st, self.vcpu_channel(id), SHORTEST_NS << streak.min(LONGEST_DOUBLINGS));
+        }
+    }
+
+    /// Who made the thread come out (VM_EXITCODE_REQIDLE) gets hold of the vCPU before the thread is back, as on a real
+    /// host, where the way through userspace takes longer than a wake-up. A thread that came back first would be asked to
+    /// come out again, for ever.
+    fn give_way(&self, st: &mut State<'_>, id: usize) {
+        if st.vcpu(id).last_exit == Some(exitcode::REQIDLE) {
+            MutexGuard::unlocked(st, || self.host.yield_now());
         }
     }
 
