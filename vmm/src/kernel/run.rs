@@ -56,12 +56,12 @@ const SPIN_LOOP_INSTRUCTIONS: u64 = 64;
 impl Vm {
     /// VM_RUN.
     pub(super) fn vm_run(&self, st: &mut State<'_>, id: usize) -> Result<VmExit, Errno> {
-        if !st.active.contains(id) || st.suspended.contains(id) {
-            return Err(Errno::EINVAL);
-        }
         self.pace_debug_loop(st, id);
         self.give_way(st, id);
         self.await_idle(st, id);
+        if !st.active.contains(id) || st.suspended.contains(id) {
+            return Err(Errno::EINVAL);
+        }
         self.change_state(st, id, VcpuState::Frozen);
         self.ensure_engine(st, id);
         st.vcpu(id).finish_in_flight();

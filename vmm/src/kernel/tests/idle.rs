@@ -1,7 +1,9 @@
 //! Ioctls that need a vCPU to be idle while its thread is in VM_RUN: `vcpu_set_state` with `from_idle`.
 
 use super::*;
+use crate::engine::Exit;
 use crate::host::End;
+use parking_lot::Mutex;
 
 fn register(cpuid: i32) -> VmRegister {
     VmRegister { cpuid, regnum: crate::engine::Reg::Rbx as i32, regval: 0x5a }
@@ -27,5 +29,34 @@ fn a_thread_that_runs_its_vcpu_again_at_once_does_not_shut_others_out() {
             }
         });
         assert_eq!(finished.end, End::Exit(0), "seed {seed}");
+    }
+}
+
+/// Two threads run the same vCPU while the VM is being suspended.
+#[test]
+fn a_thread_that_had_to_wait_looks_at_the_sets_again() {
+    for seed in 0..64 {
+        let told = Arc::new(Mutex::new(0));
+        let inside = Arc::clone(&told);
+        let script = Scripted::new().vcpu(0, vec![Exit::Budget; 100]);
+        let finished = on_kernel_seeded(seed, &kernel("fbsd-13.2"), script, move |host, vmm| {
+            vmm.activate(0).expect("not active yet");
+            for _ in 0..2 {
+                let (vmm, told) = (vmm.clone(), Arc::clone(&inside));
+                host.spawn("vcpu 0", move || {
+                    let result = vmm.run(0).map(|exit| exit.exitcode);
+                    assert!(
+                        [Ok(exitcode::SUSPENDED), Ok(exitcode::REQIDLE), Err(Errno::EINVAL)].contains(&result),
+                        "{result:?}"
+                    );
+                    *told.lock() += i32::from(result == Ok(exitcode::SUSPENDED));
+                });
+            }
+            host.sleep(seed * 16);
+            vmm.call(VM_SUSPEND, VmSuspend { how: suspend::POWEROFF }).expect("not suspended yet");
+            host.sleep(10_000);
+        });
+        assert_eq!(finished.end, End::Exit(0), "seed {seed}");
+        assert_eq!(*told.lock(), 1, "VM_RUN of a vCPU in suspended_cpus is EINVAL; seed {seed}");
     }
 }
