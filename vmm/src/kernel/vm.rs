@@ -210,9 +210,11 @@ impl Vm {
         WaitChannel(self.number << 32 | 1 << 21 | id as u64)
     }
 
-    /// Waits with the state unlocked.
+    /// Waits with the state unlocked. What others do meanwhile is recorded as they do it, whatever is held back here.
     pub(super) fn wait(&self, st: &mut State<'_>, channel: WaitChannel, timeout: u64) {
+        let held = st.deferred.take();
         MutexGuard::unlocked(st, || self.host.wait(channel, Some(timeout)));
+        st.deferred = held;
     }
 
     /// `vcpu_set_state` with `from_idle`: waits until the vCPU is idle, and asks the thread that runs it to come out.

@@ -1,8 +1,10 @@
 //! Ioctls that need a vCPU to be idle while its thread is in VM_RUN: `vcpu_set_state` with `from_idle`.
 
+use super::scripted::icr;
 use super::*;
 use crate::engine::Exit;
 use crate::host::End;
+use crate::trace::Event;
 use parking_lot::Mutex;
 
 fn register(cpuid: i32) -> VmRegister {
@@ -59,4 +61,29 @@ fn a_thread_that_had_to_wait_looks_at_the_sets_again() {
         assert_eq!(finished.end, End::Exit(0), "seed {seed}");
         assert_eq!(*told.lock(), 1, "VM_RUN of a vCPU in suspended_cpus is EINVAL; seed {seed}");
     }
+}
+
+#[test]
+fn what_others_do_while_an_ioctl_waits_is_theirs() {
+    let script = Scripted::new().vcpu(0, icr(false, 1, 0xc500));
+    let finished = on_kernel(&kernel("fbsd-13.2"), script, |host, vmm| {
+        for vcpu in [0, 1] {
+            vmm.activate(vcpu).expect("not active yet");
+        }
+        run_for_ever(host, vmm, 0);
+        // By then vCPU 0 has sent its INIT, and waits for vCPU 1's thread.
+        host.sleep(10_000);
+        let (sleeper, late) = (host.clone(), vmm.clone());
+        host.spawn("vcpu 1", move || {
+            sleeper.sleep(10_000);
+            late.run(1).expect("the last port");
+        });
+        vmm.call(VM_GET_REGISTER, register(0)).expect("a register");
+    });
+    assert_eq!(finished.end, End::Exit(0));
+    let records = &finished.trace.records;
+    let reset = records.iter().find(|record| record.event == Event::VlapicReset).expect("INIT resets the local APIC");
+    assert_eq!(&*reset.task, "vcpu 1");
+    let done = records.iter().position(|record| matches!(record.event, Event::RendezvousDone { .. })).expect("done");
+    assert!((reset.seq as usize) < done, "before the rendezvous is done");
 }
