@@ -328,3 +328,18 @@ fn causes_lead_from_the_icr_write_to_the_first_instruction() {
     let chain: Vec<&str> = chain.iter().map(String::as_str).take(5).collect();
     assert_eq!(chain, ["vcpu-activated", "SPINUP_AP", "startup-state", "destination-resolved", "ICR STARTUP"]);
 }
+
+/// `boot_state` stands in the target's local APIC, which a kernel with lazy allocation may not have made yet.
+#[test]
+fn boot_state_of_a_vcpu_that_is_not_allocated_is_a_page_fault() {
+    let none: [&str; 0] = [];
+    for base in ["fbsd-13.1", "main-769b884e"] {
+        let lazily = kernel(base).what_if("what-if", "", &["lazy-vcpus"], &none).expect("it needs nothing");
+        for x2apic in [false, true] {
+            let observed = start_one(&lazily, x2apic, lazy);
+            let End::Panic(message) = observed.end else { panic!("{base}: {:?}", observed.end) };
+            assert!(message.starts_with("page fault") && message.contains("vcpu 1 is not allocated"), "{message}");
+            assert_eq!(start_one(&lazily, x2apic, eager).exits, ["SPINUP_AP 1 0x8000"], "{base}");
+        }
+    }
+}
