@@ -87,3 +87,47 @@ fn what_others_do_while_an_ioctl_waits_is_theirs() {
     let done = records.iter().position(|record| matches!(record.event, Event::RendezvousDone { .. })).expect("done");
     assert!((reset.seq as usize) < done, "before the rendezvous is done");
 }
+
+#[test]
+fn reinit_waits_for_every_vcpu() {
+    let told = Arc::new(Mutex::new(None));
+    let inside = Arc::clone(&told);
+    let finished = on_kernel(&kernel("fbsd-13.2"), Scripted::new(), move |host, vmm| {
+        for vcpu in [0, 1] {
+            vmm.activate(vcpu).expect("not active yet");
+        }
+        vmm.call(VM_SUSPEND, VmSuspend { how: suspend::POWEROFF }).expect("not suspended yet");
+        let other = vmm.clone();
+        host.spawn("vcpu 0", move || {
+            let exit = other.run(0).expect("SUSPENDED");
+            *inside.lock() = Some(exit.payload::<ExitSuspended>().how);
+        });
+        host.sleep(10_000);
+        vmm.run(1).expect("SUSPENDED");
+        // vCPU 0's thread is still on its way out of the kernel.
+        assert_eq!(vmm.0.ioctl(VM_REINIT, &mut []), Ok(()));
+        host.sleep(10_000);
+        assert_eq!(vmm.activate(0), Ok(()));
+        assert_eq!(vmm.run(0).map(|exit| exit.exitcode), Ok(exitcode::INOUT), "it runs again");
+    });
+    assert_eq!(finished.end, End::Exit(0));
+    assert_eq!(*told.lock(), Some(suspend::POWEROFF));
+}
+
+#[test]
+fn memory_changes_when_no_vcpu_runs() {
+    let script = Scripted::new().vcpu(1, vec![Exit::Budget; 1000]);
+    let finished = on_kernel(&kernel("fbsd-13.1"), script, |host, vmm| {
+        vmm.activate(1).expect("not active yet");
+        let other = vmm.clone();
+        host.spawn("vcpu 1", move || {
+            assert_eq!(other.run(1).map(|exit| exit.exitcode), Ok(exitcode::REQIDLE));
+        });
+        host.sleep(10_000);
+        let memseg = VmMemseg { segid: 0, len: 4096, ..VmMemseg::default() };
+        assert_eq!(vmm.call(VM_ALLOC_MEMSEG, memseg).map(drop), Ok(()));
+        assert_eq!(vmm.call(VM_ALLOC_MEMSEG, memseg).map(drop), Err(Errno::EEXIST));
+        assert_eq!(vmm.run(1).map(|exit| exit.exitcode), Ok(exitcode::INOUT), "and lets go of it");
+    });
+    assert_eq!(finished.end, End::Exit(0));
+}
