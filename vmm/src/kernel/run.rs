@@ -463,7 +463,8 @@ impl Vm {
         }
         let now = self.host.now();
         let Ok(effect) = st.vcpu(ctx.vcpu).vlapic.msr_write(index, value, now) else {
-            return MsrWrite::GeneralProtection;
+            // vlapic_set_apicbase returns -1, a handler's error. [read]
+            return if index == MSR_APIC_BASE { MsrWrite::Userspace } else { MsrWrite::GeneralProtection };
         };
         match self.lapic_effect(st, ctx, effect, true) {
             IcrResult::Handled => MsrWrite::Done,

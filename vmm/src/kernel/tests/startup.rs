@@ -4,6 +4,7 @@ use super::errno::cpus;
 use super::scripted::{LAST_PORT, icr};
 use super::*;
 use crate::cpuset::CpuSet;
+use crate::engine::Exit;
 use crate::host::End;
 use crate::trace::{DestinationRule, Event, Trace};
 use std::sync::Mutex;
@@ -341,5 +342,20 @@ fn boot_state_of_a_vcpu_that_is_not_allocated_is_a_page_fault() {
             assert!(message.starts_with("page fault") && message.contains("vcpu 1 is not allocated"), "{message}");
             assert_eq!(start_one(&lazily, x2apic, eager).exits, ["SPINUP_AP 1 0x8000"], "{base}");
         }
+    }
+}
+
+#[test]
+fn a_guest_that_moves_its_local_apic_is_userspaces() {
+    const MSR_APIC_BASE: u32 = 0x1b;
+    for version in KernelVersion::all() {
+        let writes = [0xfee0_0900, 0xfee0_0d00].map(|value| Exit::WrMsr { index: MSR_APIC_BASE, value });
+        let finished = on_kernel(&version, Scripted::new().vcpu(0, writes), |_, vmm| {
+            vmm.activate(0).expect("vCPU 0");
+            let exit = vmm.run(0).expect("WRMSR");
+            let ExitMsr { code, wval, .. } = exit.payload();
+            assert_eq!((exit.exitcode, code, wval), (exitcode::WRMSR, MSR_APIC_BASE, 0xfee0_0d00));
+        });
+        assert_eq!(finished.end, End::Exit(0), "{}", version.name);
     }
 }
