@@ -1,6 +1,7 @@
 //! The kernel as userspace sees it, over every personality: errno and IPIs. The guest is a script of exits, so that these
 //! tests need no processor.
 
+mod arguments;
 mod errno;
 mod idle;
 pub(super) mod scripted;
