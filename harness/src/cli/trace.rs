@@ -5,7 +5,7 @@ use crate::cell::Cell;
 use crate::diff::{Amount, Diff};
 use crate::report::json::write_atomically;
 use crate::run::Setup;
-use crate::trace::{Canonical, StoredTrace, perfetto, text};
+use crate::trace::{Canonical, StoredTrace, perfetto, svg, text};
 use clap::{Args, ValueEnum};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ enum TraceFormat {
     Jsonl,
     /// For the timeline of ui.perfetto.dev or chrome://tracing
     Perfetto,
+    /// A picture: a lane for each task and layer, arrows for causes and IPIs
+    Svg,
 }
 
 pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
@@ -48,6 +50,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
             TraceFormat::Text => text::write(&trace, out),
             TraceFormat::Jsonl => trace.write(out),
             TraceFormat::Perfetto => perfetto::write(&trace, out),
+            TraceFormat::Svg => svg::write(&trace, out),
         }
     };
     match &args.output {

@@ -3,6 +3,7 @@
 pub mod canonical;
 pub mod describe;
 pub mod perfetto;
+pub mod svg;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod text;

@@ -64,7 +64,7 @@ fn words(text: &[u8; 12]) -> [u32; 3] {
 }
 
 fn ceil_log2(count: u32) -> u32 {
-    count.next_power_of_two().trailing_zeros()
+    u32::BITS - count.saturating_sub(1).leading_zeros()
 }
 
 #[cfg(test)]
@@ -88,5 +88,14 @@ mod tests {
         assert_eq!(find(&table, 0xb, Some(0)), [1, 2, 0x100, 5], "SMT");
         assert_eq!(find(&table, 0xb, Some(1)), [2, 4, 0x201, 5], "core");
         assert_eq!(super::table(5, &topology, false)[1].regs[2] & 1 << 21, 0);
+    }
+
+    /// VM_SET_TOPOLOGY takes any product up to the number of vCPUs, and so 0.
+    #[test]
+    fn the_largest_topology_without_a_cpu() {
+        let topology = VmCpuTopology { sockets: 0, cores: u16::MAX, threads: u16::MAX, maxcpus: 0 };
+        let table = table(0, &topology, false);
+        assert_eq!(find(&table, 0xb, Some(1))[..2], [32, 65535 * 65535]);
+        assert_eq!([1, 2, 3, 4, 5, u32::MAX].map(ceil_log2), [0, 1, 2, 2, 3, 32]);
     }
 }

@@ -4,7 +4,7 @@ use super::memory::{MapError, MemMap};
 use super::vcpu::{Counter, Vcpu};
 use super::vm::{State, Vm};
 use crate::abi::*;
-use crate::cpuset::CPU_SETSIZE;
+use crate::cpuset::{CPU_SETSIZE, CpuSet};
 use crate::device::message::Message;
 use crate::device::vhpet;
 use crate::device::vioapic::PINS;
@@ -33,7 +33,11 @@ impl Vm {
         }
         self.hold_notes(&mut st);
         let mut vcpu = None;
+        let locked = if of_whole_vm(request) { self.lock_all(&mut st) } else { CpuSet::EMPTY };
         let result = self.dispatch(&mut st, request, arg, &mut vcpu);
+        for id in locked.iter() {
+            self.become_idle(&mut st, id);
+        }
         self.record_ioctl(request, vcpu, arg, result);
         self.release_notes(&mut st);
         result
@@ -249,11 +253,7 @@ impl Vm {
             VM_LAPIC_LOCAL_IRQ => {
                 let VmLapicIrq { cpuid, vector } = load(arg);
                 let lvt = Lvt::from_number(vector).ok_or(Errno::EINVAL)?;
-                let targets = if cpuid == -1 {
-                    st.active
-                } else {
-                    crate::cpuset::CpuSet::single(self.vcpu_id(st, named(cpuid))?)
-                };
+                let targets = if cpuid == -1 { st.active } else { CpuSet::single(self.vcpu_id(st, named(cpuid))?) };
                 for id in targets.iter() {
                     self.local_interrupt(st, id, lvt);
                 }
@@ -357,6 +357,11 @@ impl Vm {
             Err(MapError::Engine(error)) => self.engine_failed(&error),
         }
     }
+}
+
+/// Requests for which no vCPU must run (`vcpu_lock_all`). \[inferred]
+fn of_whole_vm(request: Request) -> bool {
+    [VM_ALLOC_MEMSEG, VM_MMAP_MEMSEG, VM_MUNMAP_MEMSEG, VM_REINIT].contains(&request)
 }
 
 fn load<T: FromBytes>(arg: &[u8]) -> T {

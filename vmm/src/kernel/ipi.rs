@@ -189,8 +189,20 @@ impl Vm {
         if init { self.boot_state_init(st, ipi, dest) } else { self.boot_state_startup(st, ipi, dest) }
     }
 
+    /// boot_state stands in the target's local APIC. No kernel that shipped has both boot_state and vCPUs that are not
+    /// allocated; one that had would follow a NULL pointer. \[inferred]
+    fn require_local_apic(&self, st: &State<'_>, target: usize) {
+        if st.allocated(target).is_none() {
+            self.panic(format!(
+                "page fault while in kernel mode: vm_lapic(NULL): vcpu {target} is not allocated, \
+                 but the ICR handler looks at its boot_state"
+            ));
+        }
+    }
+
     /// BS_INIT becomes BS_SIPI; any other state stays, so that the INIT of a running AP does nothing.
     fn boot_state_init(&self, st: &mut State<'_>, ipi: IcrCommand, target: usize) -> IcrResult {
+        self.require_local_apic(st, target);
         if st.vcpu(target).boot_state != BootState::Init {
             return self.drop_ipi(ipi, DropReason::NotInInitState);
         }
@@ -201,6 +213,7 @@ impl Vm {
 
     /// BS_SIPI becomes BS_RUNNING, and userspace is told to spin up the AP.
     fn boot_state_startup(&self, st: &mut State<'_>, ipi: IcrCommand, target: usize) -> IcrResult {
+        self.require_local_apic(st, target);
         if st.vcpu(target).boot_state != BootState::Sipi {
             return self.drop_ipi(ipi, DropReason::NotWaitingForSipi);
         }
@@ -222,9 +235,6 @@ impl Vm {
                 return self.drop_ipi(ipi, DropReason::DestinationOutOfRange);
             };
             self.resolved(ipi, DestinationRule::RawDest, CpuSet::single(target), CpuSet::single(target));
-            if st.allocated(target).is_none() {
-                return self.drop_ipi(ipi, DropReason::NotInInitState);
-            }
             return if init { self.boot_state_init(st, ipi, target) } else { self.boot_state_startup(st, ipi, target) };
         }
         let (rule, targets) = self.dmask(st, ipi);

@@ -56,11 +56,12 @@ const SPIN_LOOP_INSTRUCTIONS: u64 = 64;
 impl Vm {
     /// VM_RUN.
     pub(super) fn vm_run(&self, st: &mut State<'_>, id: usize) -> Result<VmExit, Errno> {
+        self.pace_debug_loop(st, id);
+        self.give_way(st, id);
+        self.await_idle(st, id);
         if !st.active.contains(id) || st.suspended.contains(id) {
             return Err(Errno::EINVAL);
         }
-        self.pace_debug_loop(st, id);
-        self.await_idle(st, id);
         self.change_state(st, id, VcpuState::Frozen);
         self.ensure_engine(st, id);
         st.vcpu(id).finish_in_flight();
@@ -82,6 +83,15 @@ impl Vm {
         let streak = st.vcpu(id).debug_streak;
         if streak > 1 && st.debug.contains(id) && !self.rendezvous_pending(st, id) && !st.is_suspended() {
             self.wait(st, self.vcpu_channel(id), SHORTEST_NS << streak.min(LONGEST_DOUBLINGS));
+        }
+    }
+
+    /// Who made the thread come out (VM_EXITCODE_REQIDLE) gets hold of the vCPU before the thread is back, as on a real
+    /// host, where the way through userspace takes longer than a wake-up. A thread that came back first would be asked to
+    /// come out again, for ever.
+    fn give_way(&self, st: &mut State<'_>, id: usize) {
+        if st.vcpu(id).last_exit == Some(exitcode::REQIDLE) {
+            MutexGuard::unlocked(st, || self.host.yield_now());
         }
     }
 
@@ -453,7 +463,8 @@ impl Vm {
         }
         let now = self.host.now();
         let Ok(effect) = st.vcpu(ctx.vcpu).vlapic.msr_write(index, value, now) else {
-            return MsrWrite::GeneralProtection;
+            // vlapic_set_apicbase returns -1, a handler's error. [read]
+            return if index == MSR_APIC_BASE { MsrWrite::Userspace } else { MsrWrite::GeneralProtection };
         };
         match self.lapic_effect(st, ctx, effect, true) {
             IcrResult::Handled => MsrWrite::Done,

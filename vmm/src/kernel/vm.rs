@@ -120,6 +120,8 @@ impl Vm {
                 // as the hardware's do; userspace resets them.
                 self.alloc_vcpu(st, id);
                 let new = st.vcpu(id);
+                // Held by the ioctl.
+                new.state = vcpu.state;
                 new.engine = vcpu.engine.take();
                 new.kick = vcpu.kick.take();
             }
@@ -210,9 +212,11 @@ impl Vm {
         WaitChannel(self.number << 32 | 1 << 21 | id as u64)
     }
 
-    /// Waits with the state unlocked.
+    /// Waits with the state unlocked. What others do meanwhile is recorded as they do it, whatever is held back here.
     pub(super) fn wait(&self, st: &mut State<'_>, channel: WaitChannel, timeout: u64) {
+        let held = st.deferred.take();
         MutexGuard::unlocked(st, || self.host.wait(channel, Some(timeout)));
+        st.deferred = held;
     }
 
     /// `vcpu_set_state` with `from_idle`: waits until the vCPU is idle, and asks the thread that runs it to come out.
@@ -224,7 +228,21 @@ impl Vm {
         }
     }
 
-    /// The vCPU's thread leaves the kernel: FROZEN → IDLE, and those who waited for that may go on.
+    /// `vcpu_lock_all`: waits for each vCPU to be idle and keeps it FROZEN, for whoever changes the whole VM. Returns those
+    /// that are to [become idle](Vm::become_idle) again.
+    pub(super) fn lock_all(&self, st: &mut State<'_>) -> CpuSet {
+        let mut locked = CpuSet::EMPTY;
+        for id in 0..self.max_cpus {
+            if st.allocated(id).is_some() {
+                self.await_idle(st, id);
+                self.change_state(st, id, VcpuState::Frozen);
+                locked.insert(id);
+            }
+        }
+        locked
+    }
+
+    /// Whoever holds the vCPU lets go of it: FROZEN → IDLE, and those who waited for that may go on.
     pub(super) fn become_idle(&self, st: &mut State<'_>, id: usize) {
         self.change_state(st, id, VcpuState::Idle);
         st.vcpu(id).reqidle = false;

@@ -1,8 +1,13 @@
 //! The kernel as userspace sees it, over every personality: errno and IPIs. The guest is a script of exits, so that these
 //! tests need no processor.
 
+mod arguments;
 mod errno;
+<<<<<<< HEAD
 mod run;
+=======
+mod idle;
+>>>>>>> wip-review
 pub(super) mod scripted;
 mod startup;
 
@@ -23,8 +28,18 @@ fn on_kernel(
     script: Scripted,
     body: impl FnOnce(&Host, &Vmmapi) + Send + 'static,
 ) -> Finished {
+    on_kernel_seeded(0, version, script, body)
+}
+
+/// [`on_kernel`] with an interleaving of its own.
+fn on_kernel_seeded(
+    seed: u64,
+    version: &KernelVersion,
+    script: Scripted,
+    body: impl FnOnce(&Host, &Vmmapi) + Send + 'static,
+) -> Finished {
     const LIMIT_NS: u64 = 5_000_000_000;
-    let host = Host::virtual_time(0, LIMIT_NS);
+    let host = Host::virtual_time(seed, LIMIT_NS);
     let kernel = Kernel::boot(&host, version, Arc::new(script));
     let inside = host.clone();
     host.run("frontend", move || {

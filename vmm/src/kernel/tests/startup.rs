@@ -4,6 +4,7 @@ use super::errno::cpus;
 use super::scripted::{LAST_PORT, icr};
 use super::*;
 use crate::cpuset::CpuSet;
+use crate::engine::Exit;
 use crate::host::End;
 use crate::trace::{DestinationRule, Event, Trace};
 use std::sync::Mutex;
@@ -327,4 +328,34 @@ fn causes_lead_from_the_icr_write_to_the_first_instruction() {
     }
     let chain: Vec<&str> = chain.iter().map(String::as_str).take(5).collect();
     assert_eq!(chain, ["vcpu-activated", "SPINUP_AP", "startup-state", "destination-resolved", "ICR STARTUP"]);
+}
+
+/// `boot_state` stands in the target's local APIC, which a kernel with lazy allocation may not have made yet.
+#[test]
+fn boot_state_of_a_vcpu_that_is_not_allocated_is_a_page_fault() {
+    let none: [&str; 0] = [];
+    for base in ["fbsd-13.1", "main-769b884e"] {
+        let lazily = kernel(base).what_if("what-if", "", &["lazy-vcpus"], &none).expect("it needs nothing");
+        for x2apic in [false, true] {
+            let observed = start_one(&lazily, x2apic, lazy);
+            let End::Panic(message) = observed.end else { panic!("{base}: {:?}", observed.end) };
+            assert!(message.starts_with("page fault") && message.contains("vcpu 1 is not allocated"), "{message}");
+            assert_eq!(start_one(&lazily, x2apic, eager).exits, ["SPINUP_AP 1 0x8000"], "{base}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_moves_its_local_apic_is_userspaces() {
+    const MSR_APIC_BASE: u32 = 0x1b;
+    for version in KernelVersion::all() {
+        let writes = [0xfee0_0900, 0xfee0_0d00].map(|value| Exit::WrMsr { index: MSR_APIC_BASE, value });
+        let finished = on_kernel(&version, Scripted::new().vcpu(0, writes), |_, vmm| {
+            vmm.activate(0).expect("vCPU 0");
+            let exit = vmm.run(0).expect("WRMSR");
+            let ExitMsr { code, wval, .. } = exit.payload();
+            assert_eq!((exit.exitcode, code, wval), (exitcode::WRMSR, MSR_APIC_BASE, 0xfee0_0d00));
+        });
+        assert_eq!(finished.end, End::Exit(0), "{}", version.name);
+    }
 }
