@@ -7,11 +7,7 @@ use vmm::trace::{DeliveryMode, DropReason, Event, GuestReport, Shorthand, Startu
 /// An errno as its name, or as the number when it is no known one.
 #[must_use]
 pub fn errno_name(errno: i32) -> String {
-    const NAMED: [Errno; 13] = {
-        use Errno::*;
-        [EPERM, ENOENT, EIO, EBADF, ENOMEM, EFAULT, EBUSY, EEXIST, EINVAL, ENOTTY, ERANGE, EALREADY, EOPNOTSUPP]
-    };
-    match NAMED.iter().find(|known| known.number() == errno) {
+    match Errno::ALL.iter().find(|known| known.number() == errno) {
         Some(known) => format!("{known:?}"),
         None => format!("errno {errno}"),
     }
@@ -29,6 +25,7 @@ pub fn drop_reason(why: DropReason) -> &'static str {
         DropReason::DestinationOutOfRange => "the destination is the sender or no vCPU",
         DropReason::LogicalDestination => "logical destinations are not taken",
         DropReason::IllegalVector => "the vector is illegal",
+        DropReason::SoftwareDisabled => "the target's local APIC is disabled by software",
     }
 }
 

@@ -13,25 +13,47 @@ pub use layout::*;
 
 use std::fmt;
 
-/// An error number as FreeBSD numbers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(i32)]
-#[allow(missing_docs, reason = "the names are errno's own")]
-pub enum Errno {
-    EPERM = 1,
-    ENOENT = 2,
-    EIO = 5,
-    EBADF = 9,
-    ENOMEM = 12,
-    EFAULT = 14,
-    EBUSY = 16,
-    EEXIST = 17,
-    EINVAL = 22,
-    ENOTTY = 25,
-    ENOSPC = 28,
-    ERANGE = 34,
-    EALREADY = 37,
-    EOPNOTSUPP = 45,
+macro_rules! errnos {
+    ($($name:ident = $number:literal, $text:literal;)*) => {
+        /// An error number as FreeBSD numbers it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(i32)]
+        #[allow(missing_docs, reason = "the names are errno's own")]
+        pub enum Errno {
+            $($name = $number,)*
+        }
+
+        impl Errno {
+            /// Every error number that the boundary uses.
+            pub const ALL: &[Errno] = &[$(Errno::$name),*];
+        }
+
+        /// As `strerror` says it.
+        impl fmt::Display for Errno {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Errno::$name => $text,)*
+                })
+            }
+        }
+    };
+}
+
+errnos! {
+    EPERM = 1, "Operation not permitted";
+    ENOENT = 2, "No such file or directory";
+    EIO = 5, "Input/output error";
+    EBADF = 9, "Bad file descriptor";
+    ENOMEM = 12, "Cannot allocate memory";
+    EFAULT = 14, "Bad address";
+    EBUSY = 16, "Device busy";
+    EEXIST = 17, "File exists";
+    EINVAL = 22, "Invalid argument";
+    ENOTTY = 25, "Inappropriate ioctl for device";
+    ENOSPC = 28, "No space left on device";
+    ERANGE = 34, "Result too large";
+    EALREADY = 37, "Operation already in progress";
+    EOPNOTSUPP = 45, "Operation not supported";
 }
 
 impl Errno {
@@ -39,28 +61,6 @@ impl Errno {
     #[must_use]
     pub fn number(self) -> i32 {
         self as i32
-    }
-}
-
-/// As `strerror` names it.
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Errno::EPERM => "Operation not permitted",
-            Errno::ENOENT => "No such file or directory",
-            Errno::EIO => "Input/output error",
-            Errno::EBADF => "Bad file descriptor",
-            Errno::ENOMEM => "Cannot allocate memory",
-            Errno::EFAULT => "Bad address",
-            Errno::EBUSY => "Device busy",
-            Errno::EEXIST => "File exists",
-            Errno::EINVAL => "Invalid argument",
-            Errno::ENOSPC => "No space left on device",
-            Errno::ENOTTY => "Inappropriate ioctl for device",
-            Errno::ERANGE => "Result too large",
-            Errno::EALREADY => "Operation already in progress",
-            Errno::EOPNOTSUPP => "Operation not supported",
-        })
     }
 }
 

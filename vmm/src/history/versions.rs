@@ -37,8 +37,9 @@ pub enum VersionError {
     },
 }
 
-/// `hw.vmm.maxcpu` of a named kernel: more than any guest of ours uses, so that the host's CPUs do not matter.
-const MAX_CPU_TUNABLE: u16 = 256;
+/// `hw.vmm.maxcpu` of a named kernel: more than any guest of ours uses, so that the host's CPUs do not matter. The xAPIC's
+/// broadcast destination, 255, is no vCPU then, as on any host of the time.
+const MAX_CPU_TUNABLE: u16 = 255;
 
 /// A kernel by what it has beyond another.
 struct Named {

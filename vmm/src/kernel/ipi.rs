@@ -151,13 +151,19 @@ impl Vm {
         if targets.is_empty() {
             return self.drop_ipi(ipi, DropReason::NoDestination);
         }
+        let mut taken = false;
         for id in targets.iter() {
+            let vcpu = st.vcpu(id);
             if mode == DeliveryMode::Nmi {
-                st.vcpu(id).nmi_pending = true;
-            } else {
-                st.vcpu(id).vlapic.accept(vector, false);
+                vcpu.nmi_pending = true;
+            } else if !vcpu.vlapic.accept(vector, false) {
+                continue;
             }
+            taken = true;
             self.notify(st, id);
+        }
+        if !taken {
+            return self.drop_ipi(ipi, DropReason::SoftwareDisabled);
         }
         self.host.emit(Some(ipi.sender as u16), Event::IpiDelivered { mode, vector, targets });
         IcrResult::Handled

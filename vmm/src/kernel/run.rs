@@ -308,6 +308,8 @@ impl Vm {
             let deadline = [st.vcpu(id).vlapic.next_deadline(), st.board.next_deadline()].into_iter().flatten().min();
             let timeout = deadline.map(|deadline| deadline.saturating_sub(self.host.now()).max(1));
             self.sleep(st, id, self.vcpu_channel(id), timeout);
+            // Waking takes time, so that a timer that fires at every tick cannot hold time up.
+            self.host.charge(EXIT_NS);
         }
         st.halted.remove(id);
         if vm_halted {

@@ -186,6 +186,20 @@ impl Vcpu {
         }
     }
 
+    /// `vcpu_init` of a vCPU that exists: as after its allocation, registers zero. Who holds it still does.
+    pub(super) fn reinit(self) -> Vcpu {
+        let mut engine = self.engine;
+        if let Some(engine) = &mut engine {
+            for reg in Reg::ALL {
+                if reg.has_descriptor() {
+                    engine.set_desc(reg, SegDesc::default());
+                }
+                engine.set_reg(reg, 0);
+            }
+        }
+        Vcpu { state: self.state, engine, kick: self.kick, ..Vcpu::new(self.id) }
+    }
+
     pub(super) fn count(&mut self, counter: Counter) {
         self.counters[counter as usize] += 1;
     }

@@ -112,20 +112,9 @@ impl Vm {
         let mut fresh = VmState::new(self.max_cpus, std::mem::take(&mut st.memory));
         fresh.topology = st.topology;
         fresh.deferred = st.deferred.take();
-        let old = std::mem::replace(&mut **st, fresh);
-        self.init_vcpus(st);
-        for (id, vcpu) in old.vcpus.into_iter().enumerate() {
-            if let Some(mut vcpu) = vcpu {
-                // The engine's vCPU has no way back to power-up, so the new one takes over its registers as they are,
-                // as the hardware's do; userspace resets them.
-                self.alloc_vcpu(st, id);
-                let new = st.vcpu(id);
-                // Held by the ioctl.
-                new.state = vcpu.state;
-                new.engine = vcpu.engine.take();
-                new.kick = vcpu.kick.take();
-            }
-        }
+        let vcpus = std::mem::take(&mut st.vcpus).into_iter();
+        fresh.vcpus = vcpus.map(|vcpu| vcpu.map(|vcpu| Box::new(vcpu.reinit()))).collect();
+        **st = fresh;
         Ok(())
     }
 

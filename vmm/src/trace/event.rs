@@ -114,6 +114,8 @@ pub enum DropReason {
     LogicalDestination,
     /// Vectors 0 to 15 are illegal.
     IllegalVector,
+    /// The local APICs of all targets are disabled by software, and take no fixed interrupt (SDM 3A 11.4.7.2).
+    SoftwareDisabled,
 }
 
 /// Where a kernel keeps which AP waits for a STARTUP.

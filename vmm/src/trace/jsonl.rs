@@ -144,6 +144,7 @@ mod tests {
             DropReason::DestinationOutOfRange,
             DropReason::LogicalDestination,
             DropReason::IllegalVector,
+            DropReason::SoftwareDisabled,
         ])
     }
 

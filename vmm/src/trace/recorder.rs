@@ -5,7 +5,10 @@ use crate::host::End;
 use std::sync::Arc;
 
 /// How many events a trace holds. A guest that sends IPIs in a loop must not eat the machine's memory.
-const CAPACITY: usize = 2_000_000;
+const CAPACITY: usize = 300_000;
+
+/// How many more there is room for if they are the guest's reports, which the outcome depends on.
+const ROOM_FOR_REPORTS: usize = 10_000;
 
 /// What [`Recorder::record`] returns for an event that it did not keep. As a cause it stands for none.
 const NOT_KEPT: Seq = Seq::MAX;
@@ -34,7 +37,8 @@ impl Recorder {
             return NOT_KEPT;
         }
         self.panic_recorded |= matches!(event, Event::Panic { .. });
-        if self.trace.records.len() >= CAPACITY {
+        let room = if matches!(event, Event::Report(_)) { ROOM_FOR_REPORTS } else { 0 };
+        if self.trace.records.len() >= CAPACITY + room {
             self.trace.dropped += 1;
             return NOT_KEPT;
         }
@@ -78,6 +82,7 @@ impl Trace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::GuestReport;
 
     fn task() -> Arc<str> {
         Arc::from("task")
@@ -98,11 +103,12 @@ mod tests {
         recorder.trace.records = vec![record; CAPACITY];
         let lost = recorder.record(1, &task(), None, Event::TripleFault, None);
         recorder.record(2, &task(), None, Event::TripleFault, Some(lost));
+        recorder.record(2, &task(), Some(0), Event::Report(GuestReport::Done { aps: 1 }), None);
         recorder.close(3, &task(), &End::Exit(4), Some(lost));
         let trace = recorder.take();
         assert_eq!(trace.dropped, 2);
-        assert_eq!(trace.records.len(), CAPACITY + 1);
-        let last = &trace.records[CAPACITY];
+        assert_eq!(trace.records.len(), CAPACITY + 2, "with the report, which the outcome needs");
+        let last = &trace.records[CAPACITY + 1];
         assert_eq!((last.event.clone(), last.cause), (Event::ProcessExit { status: 4 }, None));
     }
 

@@ -3,11 +3,8 @@
 
 mod arguments;
 mod errno;
-<<<<<<< HEAD
-mod run;
-=======
 mod idle;
->>>>>>> wip-review
+mod run;
 pub(super) mod scripted;
 mod startup;
 

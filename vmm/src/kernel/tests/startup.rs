@@ -284,9 +284,12 @@ fn an_init_waits_for_an_active_vcpu_whose_thread_is_not_in_vm_run() {
 }
 
 #[test]
-fn fixed_interrupts_reach_active_vcpus_only() {
+fn fixed_interrupts_reach_active_vcpus_whose_local_apic_is_enabled() {
     const FIXED: u32 = 0x4031;
-    let script = Scripted::new().vcpu(0, [icr(false, 1, FIXED), icr(false, 2, FIXED), icr(false, 1, 0x4003)].concat());
+    const SVR: u64 = 0xfee0_00f0;
+    let enable = vec![crate::engine::Exit::MmioWrite { gpa: SVR, size: 4, data: 0x1ff }];
+    let sent = [icr(false, 0, FIXED), icr(false, 1, FIXED), icr(false, 2, FIXED), icr(false, 0, 0x4003)];
+    let script = Scripted::new().vcpu(0, enable).vcpu(0, sent.concat());
     let observed = observe(&kernel("fbsd-13.1"), script, false, eager);
     let words: Vec<_> = observed
         .trace
@@ -298,7 +301,7 @@ fn fixed_interrupts_reach_active_vcpus_only() {
             _ => None,
         })
         .collect();
-    assert_eq!(words, ["delivered to {1}", "NoDestination", "IllegalVector"]);
+    assert_eq!(words, ["delivered to {0}", "SoftwareDisabled", "NoDestination", "IllegalVector"]);
 }
 
 #[test]
