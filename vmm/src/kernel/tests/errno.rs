@@ -128,7 +128,11 @@ fn suspending_and_reinitializing_the_vm() {
         assert_eq!(vmm.call(VM_SUSPEND, VmSuspend { how: suspend::RESET }).map(drop), Err(Errno::EALREADY));
         assert_eq!(vmm.0.ioctl(VM_REINIT, &mut []), Err(Errno::EBUSY), "suspended_cpus is not active_cpus");
         vmm.run(0).expect("returns SUSPENDED");
+        let efer = VmRegister { cpuid: 0, regnum: crate::engine::Reg::Efer as i32, regval: 0x500 };
+        vmm.call(VM_SET_REGISTER, efer).expect("a register");
         assert_eq!(vmm.0.ioctl(VM_REINIT, &mut []), Ok(()));
+        let read = vmm.call(VM_GET_REGISTER, efer);
+        assert_eq!(read.map(|register| register.regval), Ok(0), "registers are as after creation");
         assert_eq!(vmm.activate(0), Ok(()), "nothing is active any more");
     });
 }
