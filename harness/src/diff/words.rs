@@ -92,5 +92,7 @@ pub(super) fn sentence(sides: &Sides<'_>, divergence: &Divergence) -> String {
             (None, None) => format!("{label} did nothing more"),
         }
     };
-    format!("{about}: {}; {}", part(0, left), part(1, right))
+    // What a side did is said before what the other did not.
+    let (first, second) = if left.is_none() { ((1, right), (0, left)) } else { ((0, left), (1, right)) };
+    format!("{about}: {}; {}", part(first.0, first.1), part(second.0, second.1))
 }
