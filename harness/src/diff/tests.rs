@@ -215,6 +215,19 @@ fn an_errno_is_an_answer() {
 }
 
 #[test]
+fn the_end_of_a_list_is_no_refusal() {
+    let trace = |cell: &str, name: &str, detail: &str, errno: i32| {
+        let mut trace = Builder::new();
+        trace.emit("bhyve", Some(0), ioctl(name, detail, errno));
+        stored(cell, trace.finish())
+    };
+    let lists = trace("bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft", "VM_MMAP_GETNEXT", "", 2);
+    let refused = trace("bhyve-13.2@fbsd-13.1/mp-spec/xapic-2/soft", "VM_SET_CAPABILITY", "IPI_EXIT=1", 22);
+    let sentence = "vCPU 0: bhyve-13.2 answered VM_SET_CAPABILITY IPI_EXIT=1 with EINVAL; bhyve-13.1 did not";
+    assert_eq!(Diff::new(&lists, &refused).sentence(), sentence);
+}
+
+#[test]
 fn sides_are_called_by_what_tells_them_apart() {
     let label = |left: &str, right: &str| {
         let (left, right) = (stored(left, Trace::default()), stored(right, Trace::default()));

@@ -89,7 +89,7 @@ pub(super) fn sentence(sides: &Sides<'_>, divergence: &Divergence) -> String {
         match (record, divergence.next[side]) {
             (Some(record), _) => format!("{label} {}{}", did(record), consequence(side)),
             (None, Some(next)) => format!("{label} did not, and {}", did(&sides.records[side][next])),
-            (None, None) => format!("{label} did nothing more"),
+            (None, None) => format!("{label} did not"),
         }
     };
     // What a side did is said before what the other did not.
