@@ -274,3 +274,16 @@ fn a_reader_who_has_enough_may_go() {
     let output = child.wait_with_output().expect("it ends");
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
 }
+
+#[test]
+fn a_reader_who_goes_does_not_make_red_green() {
+    let dir = dir();
+    let matrix = matrix_file(dir.path(), |default| default.replace("outcome = \"hang\"", "outcome = \"panic\""));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_spinup"))
+        .args(["run", LAZY_HANGS, "--matrix", &matrix])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary of this package");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+}

@@ -227,6 +227,14 @@ fn print(text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints a result that has an exit status, which does not depend on whether a reader has had enough.
+fn print_and_exit(text: &str, status: u8) -> Result<u8, Failure> {
+    match print(text) {
+        Ok(()) | Err(Failure::BrokenPipe) => Ok(status),
+        Err(failure) => Err(failure),
+    }
+}
+
 /// The cell with this name, of which all parts exist.
 fn named_cell(matrix: &Matrix, text: &str) -> Result<Cell, Failure> {
     let cell: Cell = text.parse().map_err(|error: crate::cell::CellNameError| Failure::Usage(error.to_string()))?;

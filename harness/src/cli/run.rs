@@ -1,6 +1,6 @@
 //! `spinup run`: runs a selection of cells and prints the grid.
 
-use super::{CellArgs, Failure, SelectArgs, print};
+use super::{CellArgs, Failure, SelectArgs, print_and_exit};
 use crate::cell::Cell;
 use crate::matrix::verdict::Verdict;
 use crate::report::{self, grid, json};
@@ -70,9 +70,9 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
         duration: began.elapsed(),
         seed: setup.seed,
     };
-    print(&grid::render(&results, &context))?;
     let stopped = results.iter().any(|result| result.verdict == Verdict::Skipped);
-    Ok(if stopped { INTERRUPTED } else { report::exit_status(&results) })
+    let status = if stopped { INTERRUPTED } else { report::exit_status(&results) };
+    print_and_exit(&grid::render(&results, &context), status)
 }
 
 /// Runs the cells and keeps the files up to date; the results in the order of the cells.
