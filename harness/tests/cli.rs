@@ -296,3 +296,24 @@ fn as_many_cpus_as_the_guests_can_use_come_up() {
     assert_eq!((run.status, run.stderr.as_str()), (0, ""), "{}", run.stdout);
     assert!(run.stdout.contains("✓ ok 1/1"), "{}", run.stdout);
 }
+
+#[test]
+fn a_result_goes_through_a_pipe_or_a_link_and_not_into_its_place() {
+    let dir = dir();
+    let [pipe, link, file] = ["pipe", "link", "file"].map(|name| dir.path().join(name));
+    std::fs::write(&file, "before").expect("room");
+    std::os::unix::fs::symlink(&file, &link).expect("a link");
+    assert_eq!(spinup(&["run", LAZY_OK, "--json", link.to_str().expect("text")]).status, 0);
+    assert!(link.is_symlink());
+    assert_eq!(cells(&json(&file)), [LAZY_OK]);
+
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is everywhere").success());
+    let child = Command::new(env!("CARGO_BIN_EXE_spinup"))
+        .args(["run", LAZY_OK, "--json", pipe.to_str().expect("text")])
+        .stdout(Stdio::null())
+        .spawn();
+    let document: Value =
+        serde_json::from_reader(std::fs::File::open(&pipe).expect("its other end")).expect("one document");
+    assert_eq!(document["complete"], true);
+    assert!(child.expect("the binary of this package").wait().expect("it ends").success());
+}
