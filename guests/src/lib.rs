@@ -6,7 +6,7 @@
 //!
 //! What a guest needs of its machine: 16 MiB of RAM; CPUs listed in an ACPI MADT or an MP table, with APIC IDs up to 255;
 //! local APICs in whichever mode they are to be used; an ACPI PM timer and PM1a control (ports from the FADT, else 408H
-//! and 404H); a 16550 at 3F8H if anybody wants to read along. It uses up to 64 CPUs.
+//! and 404H); a 16550 at 3F8H if anybody wants to read along. It uses up to [`MAX_CPUS`] CPUs.
 //!
 //! What it does, which the same machine always makes it do in the same order: reports `BOOT` and `CPUS_FOUND`; starts the
 //! APs, each of which reports `AP_ONLINE`; if some are missing, reports them and `GAVE_UP`; otherwise runs four tests, reports
@@ -17,6 +17,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+
+/// How many CPUs a guest can use (`MAX_CPUS` of `freestanding/runtime/cpu.rs`). On a machine with more it is broken.
+pub const MAX_CPUS: u16 = 64;
 
 /// A guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -216,13 +216,28 @@ impl Observed {
         (self.gave_up).then(|| "the guest gave up waiting".into())
     }
 
-    fn guest_ended(&self, cpus: u16, why_over: &str) -> Outcome {
+    /// What to say when the frontend ended as it should after the guest powered itself off.
+    fn powered_itself_off(&self, cpus: u16) -> Outcome {
         let all = self.aps_online.len() == usize::from(cpus - 1);
+        if self.done && all && self.complaint(cpus).is_none() {
+            return Outcome { kind: OutcomeKind::Ok, detail: format!("{}, and every test passed", self.aps(cpus)) };
+        }
+        self.came_to_nothing(cpus, "the guest powered itself off")
+    }
+
+    /// What to say when neither a power-off nor the frontend ended the cell. After a power-off it is the frontend that
+    /// failed, however well the guest did.
+    fn never_ended(&self, cpus: u16, why_over: &str) -> Outcome {
+        if self.powered_off() {
+            self.came_to_nothing(cpus, &format!("the guest powered itself off, but {why_over}"))
+        } else {
+            self.came_to_nothing(cpus, why_over)
+        }
+    }
+
+    fn came_to_nothing(&self, cpus: u16, why_over: &str) -> Outcome {
         let complaint = self.complaint(cpus);
         let aps = self.aps(cpus);
-        if self.powered_off() && self.done && all && complaint.is_none() {
-            return Outcome { kind: OutcomeKind::Ok, detail: format!("{aps}, and every test passed") };
-        }
         let kind = if self.aps_online.is_empty() { OutcomeKind::Hang } else { OutcomeKind::Partial };
         let mut detail = match complaint {
             Some(complaint) => format!("{complaint}: {aps}"),
@@ -255,9 +270,9 @@ pub fn observe(cpus: u16, end: &End, seen: &Observed) -> Outcome {
         End::HarnessError(what) => Outcome { kind: OutcomeKind::HarnessError, detail: what.clone() },
         End::Panic(message) => Outcome { kind: OutcomeKind::Panic, detail: message.clone() },
         End::Abort(message) => Outcome { kind: OutcomeKind::Abort, detail: message.clone() },
-        End::Exit(POWEROFF_STATUS) if seen.powered_off() => seen.guest_ended(cpus, "the guest powered itself off"),
-        End::Deadline => seen.guest_ended(cpus, "the time was up"),
-        End::Deadlock => seen.guest_ended(cpus, "every task waited for another"),
+        End::Exit(POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
+        End::Deadline => seen.never_ended(cpus, "the time was up"),
+        End::Deadlock => seen.never_ended(cpus, "every task waited for another"),
         End::Exit(status) => Outcome {
             kind: OutcomeKind::Exit(*status),
             detail: match (&seen.last_message, &seen.suspended) {
@@ -306,6 +321,8 @@ mod tests {
             ("exit 1 without power-off", outcome(3, End::Exit(1), &good, false)),
             ("another status after power-off", outcome(3, End::Exit(4), &good, true)),
             ("no power-off in time", outcome(3, End::Deadline, &good, false)),
+            ("a frontend that outlives the power-off", outcome(3, End::Deadline, &good, true)),
+            ("a frontend that stands still after the power-off", outcome(3, End::Deadlock, &good, true)),
             ("gave up, none", outcome(3, End::Exit(1), &missing, true)),
             ("gave up, some", outcome(3, End::Exit(1), &[BOOT, FOUND_3, ONLINE_1, GaveUp { aps: 1 }], true)),
             (

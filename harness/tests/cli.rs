@@ -236,6 +236,7 @@ fn what_cannot_be_done_is_said_in_one_line_with_status_2() {
         &["--frontend", "bhyve-13.3"],
         &["trace", "bhyve-13.1"],
         &["trace", "bhyve-13.1@fbsd-13.0/mp-spec/xapic-2/soft"],
+        &["trace", "bhyve-13.1@fbsd-13.2/mp-spec/xapic-65/soft"],
         &["diff", LAZY_OK, "nothing"],
         &["diff", LAZY_OK, &no_trace],
         &["repro", "bhyve-13.1-ap-start"],
@@ -273,4 +274,46 @@ fn a_reader_who_has_enough_may_go() {
     assert!(first.starts_with("{\"schema\":1"), "{first}");
     let output = child.wait_with_output().expect("it ends");
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
+fn a_reader_who_goes_does_not_make_red_green() {
+    let dir = dir();
+    let matrix = matrix_file(dir.path(), |default| default.replace("outcome = \"hang\"", "outcome = \"panic\""));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_spinup"))
+        .args(["run", LAZY_HANGS, "--matrix", &matrix])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary of this package");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+}
+
+#[test]
+fn as_many_cpus_as_the_guests_can_use_come_up() {
+    let cpus = guests::MAX_CPUS.to_string();
+    let run = spinup(&["--cpus", &cpus, "bhyve-13.2@fbsd-13.2/linux-parallel/x2apic"]);
+    assert_eq!((run.status, run.stderr.as_str()), (0, ""), "{}", run.stdout);
+    assert!(run.stdout.contains("✓ ok 1/1"), "{}", run.stdout);
+}
+
+#[test]
+fn a_result_goes_through_a_pipe_or_a_link_and_not_into_its_place() {
+    let dir = dir();
+    let [pipe, link, file] = ["pipe", "link", "file"].map(|name| dir.path().join(name));
+    std::fs::write(&file, "before").expect("room");
+    std::os::unix::fs::symlink(&file, &link).expect("a link");
+    assert_eq!(spinup(&["run", LAZY_OK, "--json", link.to_str().expect("text")]).status, 0);
+    assert!(link.is_symlink());
+    assert_eq!(cells(&json(&file)), [LAZY_OK]);
+
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is everywhere").success());
+    let child = Command::new(env!("CARGO_BIN_EXE_spinup"))
+        .args(["run", LAZY_OK, "--json", pipe.to_str().expect("text")])
+        .stdout(Stdio::null())
+        .spawn();
+    let document: Value =
+        serde_json::from_reader(std::fs::File::open(&pipe).expect("its other end")).expect("one document");
+    assert_eq!(document["complete"], true);
+    assert!(child.expect("the binary of this package").wait().expect("it ends").success());
 }

@@ -13,6 +13,7 @@ use crate::report::paint::{RED, paint};
 use crate::run::{CellRun, Engines, Setup, run_cell};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use frontends::ApicMode;
+use guests::MAX_CPUS;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -125,7 +126,7 @@ struct SelectArgs {
     #[arg(long, value_name = "A", value_parser = apic)]
     apic: Vec<ApicMode>,
     /// Numbers of vCPUs in place of the matrix's
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CPUS)))]
     cpus: Vec<u16>,
     /// Engines in place of the matrix's: soft, kvm
     #[arg(long, value_name = "E", value_parser = engine)]
@@ -227,6 +228,14 @@ fn print(text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints a result that has an exit status, which does not depend on whether a reader has had enough.
+fn print_and_exit(text: &str, status: u8) -> Result<u8, Failure> {
+    match print(text) {
+        Ok(()) | Err(Failure::BrokenPipe) => Ok(status),
+        Err(failure) => Err(failure),
+    }
+}
+
 /// The cell with this name, of which all parts exist.
 fn named_cell(matrix: &Matrix, text: &str) -> Result<Cell, Failure> {
     let cell: Cell = text.parse().map_err(|error: crate::cell::CellNameError| Failure::Usage(error.to_string()))?;
@@ -272,7 +281,7 @@ mod tests {
             &["spinup", "--apic", "lapic"][..],
             &["spinup", "--engine", "qemu"],
             &["spinup", "--cpus", "0"],
-            &["spinup", "--cpus", "257"],
+            &["spinup", "--cpus", "65"],
             &["spinup", "--shard", "3/2"],
             &["spinup", "--timeout", "0"],
             &["spinup", "--timeout", "soon"],

@@ -1,11 +1,12 @@
 //! `spinup repro`: a known regression, or a cell that is not ok, beside its good side.
 
-use super::{CellArgs, Failure, named_cell, print, run_named};
+use super::{CellArgs, Failure, named_cell, print_and_exit, run_named};
 use crate::cell::Cell;
 use crate::diff::{Amount, Diff};
 use crate::outcome::OutcomeKind;
 use crate::pattern::did_you_mean;
 use crate::report::paint::{BOLD, DIM, paint};
+use crate::report::unless_our_fault;
 use crate::run::{Setup, run_cell};
 use crate::trace::StoredTrace;
 use clap::Args;
@@ -46,8 +47,7 @@ pub(super) fn repro(args: &ReproArgs) -> Result<u8, Failure> {
                 bad.result.outcome.kind
             );
         }
-        print(&out)?;
-        return Ok(u8::from(!shows));
+        return print_and_exit(&out, unless_our_fault([&bad.result, &good.result], u8::from(!shows)));
     }
     if !args.what.contains('/') {
         let ids = setup.matrix.regressions().iter().map(|regression| regression.id.as_str());
@@ -71,8 +71,7 @@ pub(super) fn repro(args: &ReproArgs) -> Result<u8, Failure> {
             bad.result.outcome.kind, bad.result.outcome.detail
         )));
     };
-    print(&Diff::new(&good_trace, &bad_trace).show(amount))?;
-    Ok(0)
+    print_and_exit(&Diff::new(&good_trace, &bad_trace).show(amount), unless_our_fault([&bad.result], 0))
 }
 
 /// The nearest cell that is ok: the same with the kernels before its own, the nearest first, then with those after it,

@@ -1,6 +1,6 @@
 //! `spinup run`: runs a selection of cells and prints the grid.
 
-use super::{CellArgs, Failure, SelectArgs, print};
+use super::{CellArgs, Failure, SelectArgs, print_and_exit};
 use crate::cell::Cell;
 use crate::matrix::verdict::Verdict;
 use crate::report::{self, grid, json};
@@ -70,9 +70,9 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
         duration: began.elapsed(),
         seed: setup.seed,
     };
-    print(&grid::render(&results, &context))?;
     let stopped = results.iter().any(|result| result.verdict == Verdict::Skipped);
-    Ok(if stopped { INTERRUPTED } else { report::exit_status(&results) })
+    let status = if stopped { INTERRUPTED } else { report::exit_status(&results) };
+    print_and_exit(&grid::render(&results, &context), status)
 }
 
 /// Runs the cells and keeps the files up to date; the results in the order of the cells.
@@ -106,8 +106,11 @@ fn run_cells(
     let document = args.json.as_deref().map(|path| (path, json::Host::here(&setup.engines, engines)));
     let write =
         |results: &[CellResult]| document.as_ref().map_or(Ok(()), |(path, host)| write_json(path, host, results));
-    // Written at once, so that a path that cannot be written is found before the work is done.
-    write(&results)?;
+    // Written at once, so that a path that cannot be written is found before the work is done. A stream gets the end alone.
+    let keep_written = args.json.as_deref().is_some_and(|path| !json::is_stream(path));
+    if keep_written {
+        write(&results)?;
+    }
     let mut written = Instant::now();
 
     let progress = progress_bar(cells.len());
@@ -120,7 +123,7 @@ fn run_cells(
                 failure = Some(Failure::Harness(format!("the trace of {} cannot be written: {error}", cells[at])))
             }
         }
-        if failure.is_none() && written.elapsed() > JSON_INTERVAL {
+        if keep_written && failure.is_none() && written.elapsed() > JSON_INTERVAL {
             failure = write(&results).err();
             written = Instant::now();
         }

@@ -1,10 +1,11 @@
 //! `spinup trace` and `spinup diff`: what happened in a cell, and what differs between two.
 
-use super::{CellArgs, Failure, named_cell, print, run_named};
+use super::{CellArgs, Failure, named_cell, print_and_exit, run_named};
 use crate::cell::Cell;
 use crate::diff::{Amount, Diff};
 use crate::report::json::write_atomically;
-use crate::run::Setup;
+use crate::report::unless_our_fault;
+use crate::run::{CellRun, Setup};
 use crate::trace::{Canonical, StoredTrace, perfetto, svg, text};
 use clap::{Args, ValueEnum};
 use std::io::{self, Write};
@@ -62,7 +63,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
             out.flush()?;
         }
     }
-    Ok(if crate::report::exit_status(&[run.result]) == 3 { 3 } else { 0 })
+    Ok(unless_our_fault([&run.result], 0))
 }
 
 /// Arguments of `spinup diff`.
@@ -81,21 +82,21 @@ pub(super) struct DiffArgs {
 
 pub(super) fn diff(args: &DiffArgs) -> Result<u8, Failure> {
     let setup = args.cells.setup()?;
-    let (left, right) = (side(&setup, &args.left)?, side(&setup, &args.right)?);
+    let ((left_run, left), (right_run, right)) = (side(&setup, &args.left)?, side(&setup, &args.right)?);
     let amount = if args.full { Amount::Full } else { Amount::Summary };
-    print(&Diff::new(&left, &right).show(amount))?;
-    Ok(0)
+    let results = [&left_run, &right_run].into_iter().flatten().map(|run| &run.result);
+    print_and_exit(&Diff::new(&left, &right).show(amount), unless_our_fault(results, 0))
 }
 
 /// The trace of a file, or of a cell that is run for it.
-fn side(setup: &Setup, text: &str) -> Result<StoredTrace, Failure> {
+fn side(setup: &Setup, text: &str) -> Result<(Option<CellRun>, StoredTrace), Failure> {
     if text.parse::<Cell>().is_ok() {
         let cell = named_cell(&setup.matrix, text)?;
-        return Ok(run_named(setup, &cell)?.1);
+        return run_named(setup, &cell).map(|(run, trace)| (Some(run), trace));
     }
     let path = Path::new(text);
     if !path.exists() {
         return Err(Failure::Usage(format!("`{text}` is neither a cell nor a file")));
     }
-    StoredTrace::read(path).map_err(Failure::Usage)
+    StoredTrace::read(path).map(|trace| (None, trace)).map_err(Failure::Usage)
 }

@@ -1,5 +1,6 @@
 //! What of an event counts when two traces are compared.
 
+use vmm::abi::Errno;
 use vmm::trace::{Event, GuestReport, Record};
 
 /// How much a difference in an event means, the most first.
@@ -70,7 +71,10 @@ pub(super) fn key(record: &Record, modes_differ: bool) -> Key {
         Event::VmSuspended { how } => make("VM suspended".into(), how.clone(), Decision),
         Event::Exit { code, name, payload } => make(format!("exit {code} {name} of {vcpu}"), payload.clone(), Decision),
         Event::Ioctl { name, request: _, detail, errno } => {
-            make(format!("{name} {detail} of {vcpu}"), errno.to_string(), if *errno == 0 { Call } else { Decision })
+            // ENOENT is how a list of mappings ends.
+            let ends_a_list = name == "VM_MMAP_GETNEXT" && *errno == Errno::ENOENT.number();
+            let weight = if *errno == 0 || ends_a_list { Call } else { Decision };
+            make(format!("{name} {detail} of {vcpu}"), errno.to_string(), weight)
         }
         Event::Syscall { name, errno } => {
             make(name.clone(), errno.to_string(), if *errno == 0 { Call } else { Decision })

@@ -265,52 +265,54 @@ impl Sides<'_> {
         }
     }
 
-    /// The events that come directly before another: the one before in its lane, and its cause.
-    fn before(&self, side: usize) -> Vec<[Option<usize>; 2]> {
-        let mut last: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        self.records[side]
-            .iter()
-            .enumerate()
-            .map(|(at, record)| {
-                if self.keys[side][at].is_none() {
-                    return [None, None];
+    /// The rows that come directly before each row, on either side: the one before in its lane, and its events' causes.
+    fn before(&self, rows: &[Row]) -> Vec<Vec<usize>> {
+        let mut row_of = SIDES.map(|side| vec![None; self.records[side].len()]);
+        for (i, row) in rows.iter().enumerate() {
+            for side in SIDES {
+                if let Some(at) = row.events[side] {
+                    row_of[side][at] = Some(i);
                 }
-                [last.insert(lane(record), at), self.causes[side][at]]
+            }
+        }
+        let mut last: [BTreeMap<&Arc<str>, usize>; 2] = Default::default();
+        rows.iter()
+            .enumerate()
+            .map(|(i, row)| {
+                let mut before = Vec::new();
+                for side in SIDES {
+                    let Some(at) = row.events[side] else { continue };
+                    before.extend(last[side].insert(&row.lane, i));
+                    before.extend(self.causes[side][at].and_then(|cause| row_of[side][cause]));
+                }
+                before
             })
             .collect()
     }
 
-    /// The divergent row before which there is no other. Of several, the one with the shortest history, then by lane and
-    /// subject: nothing that depends on time, on the schedule or on which side is which.
+    /// The divergent row before which there is no other: not on its own side, nor by way of a match on the other. Of
+    /// several, the one with the shortest history, then by lane and subject: nothing that depends on time, on the schedule
+    /// or on which side is which.
     fn first(&self, rows: &[Row]) -> Option<(usize, Divergence)> {
-        let before = SIDES.map(|side| self.before(side));
-        let mut divergent = SIDES.map(|side| vec![false; self.records[side].len()]);
-        for row in rows.iter().filter(|row| row.divergent) {
-            for side in SIDES {
-                if let Some(at) = row.events[side] {
-                    divergent[side][at] = true;
-                }
-            }
+        let before = self.before(rows);
+        let mut after = vec![Vec::new(); rows.len()];
+        for (at, earlier) in before.iter().enumerate() {
+            earlier.iter().for_each(|&earlier| after[earlier].push(at));
         }
-        let mut tainted = SIDES.map(|side| vec![false; self.records[side].len()]);
-        let mut depth = SIDES.map(|side| vec![0usize; self.records[side].len()]);
-        for side in SIDES {
-            for at in 0..self.records[side].len() {
-                for earlier in before[side][at].into_iter().flatten() {
-                    tainted[side][at] |= tainted[side][earlier] || divergent[side][earlier];
-                    depth[side][at] = depth[side][at].max(depth[side][earlier] + 1);
-                }
-            }
-        }
-        let rank = |row: &Row| {
-            let events = || SIDES.into_iter().filter_map(|side| row.events[side].map(|at| (side, at)));
-            let taint = events().any(|(side, at)| tainted[side][at]);
-            let depth = events().map(|(side, at)| depth[side][at]).max();
-            let subject = events().map(|(side, at)| &self.key(side, at).subject).min();
+        let divergent: Vec<usize> = (0..rows.len()).filter(|&at| rows[at].divergent).collect();
+        let follows = reachable(&after, divergent.iter().copied());
+        let (follow, lead): (Vec<usize>, Vec<usize>) = divergent.into_iter().partition(|&at| follows[at]);
+        let rank = |at: usize| {
+            let row = &rows[at];
+            let history = reachable(&before, [at]).into_iter().filter(|&earlier| earlier).count();
+            let subject = SIDES.into_iter().filter_map(|side| Some(&self.key(side, row.events[side]?).subject)).min();
             // What became of the cell comes after everything, whatever its cause.
-            (&*row.lane == CELL_LANE, taint, depth, row.lane.clone(), subject.cloned())
+            (&*row.lane == CELL_LANE, history, row.lane.clone(), subject.cloned())
         };
-        let at = (0..rows.len()).filter(|&i| rows[i].divergent).min_by_key(|&i| rank(&rows[i]))?;
+        // The sides can contradict each other about what comes first; then each divergence can follow another.
+        let candidates =
+            if lead.iter().any(|&at| &*rows[at].lane != CELL_LANE) || follow.is_empty() { lead } else { follow };
+        let at = candidates.into_iter().min_by_key(|&at| rank(at))?;
         Some((at, self.divergence(rows, at)))
     }
 
@@ -398,6 +400,20 @@ impl Sides<'_> {
         }
         order
     }
+}
+
+/// What can be reached by one step or more.
+fn reachable(steps: &[Vec<usize>], from: impl IntoIterator<Item = usize>) -> Vec<bool> {
+    let mut reached = vec![false; steps.len()];
+    let mut here: Vec<usize> = from.into_iter().collect();
+    while let Some(at) = here.pop() {
+        for &next in &steps[at] {
+            if !std::mem::replace(&mut reached[next], true) {
+                here.push(next);
+            }
+        }
+    }
+    reached
 }
 
 /// The order in which lanes are shown: threads by name, their numbers as numbers, and what belongs to no thread last.

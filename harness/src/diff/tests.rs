@@ -175,10 +175,56 @@ fn mechanisms_that_lead_nowhere_are_no_divergence() {
     insta::assert_snapshot!(plain(&diff, Amount::Summary));
 }
 
+/// Two start-ups that are handled in the kernel until SPINUP_AP, or by the exits of IPI_EXIT after a longer set-up.
+fn start_up(frontend: &str) -> StoredTrace {
+    let ipi_exit = frontend == "bhyve-13.2";
+    let mut trace = Builder::new();
+    for i in 0..if ipi_exit { 9 } else { 1 } {
+        trace.emit("bhyve", Some(0), ioctl("VM_SET_REGISTER", &format!("r{i}"), 0));
+    }
+    let spawned = trace.emit("bhyve", None, Event::TaskSpawned { name: "vcpu 0".into() });
+    trace.emit_caused(spawned, "vcpu 0", Some(0), Event::FirstInstruction { cs: 0xf000, ip: 0xfff0 });
+    for (mode, vector) in [(DeliveryMode::Init, 0), (DeliveryMode::Startup, 8)] {
+        let write = trace.emit("vcpu 0", Some(0), icr(mode, vector));
+        let exit = match mode {
+            _ if ipi_exit => Some((24, "IPI")),
+            DeliveryMode::Startup => Some((10, "SPINUP_AP")),
+            _ => None,
+        };
+        if let Some((code, name)) = exit {
+            let payload = format!("mode={mode}");
+            trace.emit_caused(write, "vcpu 0", Some(0), Event::Exit { code, name: name.into(), payload });
+        }
+    }
+    stored(&format!("{frontend}@fbsd-13.2/mp-spec/xapic-2/soft"), trace.finish())
+}
+
+#[test]
+fn a_divergence_that_one_side_alone_shows_comes_before_what_follows_it_on_both() {
+    let (lazy, eager) = (start_up("bhyve-13.1"), start_up("bhyve-13.2"));
+    let sentence = "INIT from vCPU 0: bhyve-13.2 returned IPI (mode=INIT) to userspace; \
+                    bhyve-13.1 did not, and saw the ICR write 0x0: STARTUP vector 0x08 to 1 (xAPIC)";
+    assert_eq!(Diff::new(&lazy, &eager).sentence(), sentence);
+    assert!(Diff::new(&eager, &lazy).sentence().starts_with("INIT from vCPU 0: bhyve-13.2 returned IPI (mode=INIT)"));
+}
+
 #[test]
 fn an_errno_is_an_answer() {
     let (bad, good) = (eager("fbsd-13.1"), eager("fbsd-13.2"));
     insta::assert_snapshot!(plain(&Diff::new(&bad, &good), Amount::Full));
+}
+
+#[test]
+fn the_end_of_a_list_is_no_refusal() {
+    let trace = |cell: &str, name: &str, detail: &str, errno: i32| {
+        let mut trace = Builder::new();
+        trace.emit("bhyve", Some(0), ioctl(name, detail, errno));
+        stored(cell, trace.finish())
+    };
+    let lists = trace("bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft", "VM_MMAP_GETNEXT", "", 2);
+    let refused = trace("bhyve-13.2@fbsd-13.1/mp-spec/xapic-2/soft", "VM_SET_CAPABILITY", "IPI_EXIT=1", 22);
+    let sentence = "vCPU 0: bhyve-13.2 answered VM_SET_CAPABILITY IPI_EXIT=1 with EINVAL; bhyve-13.1 did not";
+    assert_eq!(Diff::new(&lists, &refused).sentence(), sentence);
 }
 
 #[test]

@@ -89,8 +89,10 @@ pub(super) fn sentence(sides: &Sides<'_>, divergence: &Divergence) -> String {
         match (record, divergence.next[side]) {
             (Some(record), _) => format!("{label} {}{}", did(record), consequence(side)),
             (None, Some(next)) => format!("{label} did not, and {}", did(&sides.records[side][next])),
-            (None, None) => format!("{label} did nothing more"),
+            (None, None) => format!("{label} did not"),
         }
     };
-    format!("{about}: {}; {}", part(0, left), part(1, right))
+    // What a side did is said before what the other did not.
+    let (first, second) = if left.is_none() { ((1, right), (0, left)) } else { ((0, left), (1, right)) };
+    format!("{about}: {}; {}", part(first.0, first.1), part(second.0, second.1))
 }

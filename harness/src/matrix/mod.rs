@@ -12,6 +12,7 @@ use crate::outcome::OutcomeKind;
 use crate::pattern::{Pattern, did_you_mean, nearest};
 use file::{CellsTable, KernelTable, LimitTable, LimitsTable, OneOrMany, RegressionTable, Source};
 use frontends::ApicMode;
+use guests::MAX_CPUS;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -238,7 +239,12 @@ impl Matrix {
             regressions: Vec::new(),
         };
         for table in &file.include {
-            matrix.includes.push(names.cell_match(source, "include", table.get_ref())?);
+            let include = names.cell_match(source, "include", table.get_ref())?;
+            let there = matrix.configured();
+            if matrix.included(&include, &matrix.axes.engines).iter().all(|cell| there.contains(cell)) {
+                return Err(source.error(table.span(), "include", "adds no cell to the matrix; take it out"));
+            }
+            matrix.includes.push(include);
         }
         for table in &file.exclude {
             let exclude = names.cell_match(source, "exclude", table.get_ref())?;
@@ -382,10 +388,10 @@ impl Matrix {
         self.axes.guests.iter().any(|on_axis| on_axis == guest)
     }
 
-    /// Whether a cell's names all exist here.
+    /// Whether a cell's names all exist here, and a guest can use its vCPUs.
     ///
     /// # Errors
-    /// A sentence with the name that does not, and the nearest that does.
+    /// A sentence with the name that does not and the nearest that does, or with the number of vCPUs that would do.
     pub fn check_cell(&self, cell: &Cell) -> Result<(), String> {
         Names::new(&self.kernels).check_cell(cell)
     }
@@ -420,6 +426,7 @@ impl Matrix {
                 && (selection.guests.is_empty() || axes.guests.contains(&cell.guest))
                 && (apic.is_empty() || apic.contains(&cell.apic))
                 && (cpus.is_empty() || cpus.contains(&cell.cpus))
+                && (engines.is_empty() || engines.contains(&cell.engine))
         };
         let mut cells = self.cells(&axes, asked_for);
         if cells.is_empty() {
@@ -481,7 +488,7 @@ impl Matrix {
             cpus: include.cpus.clone().unwrap_or_else(|| self.axes.cpus.clone()),
             engines: match &include.engine {
                 None => engines.to_vec(),
-                Some(patterns) => matching(patterns, engines, |engine| engine.name()),
+                Some(patterns) => matching(patterns, &EngineKind::ALL, |engine| engine.name()),
             },
         };
         axes.product().collect()
@@ -548,6 +555,15 @@ fn known_kernels(source: Source<'_>, what_ifs: &[KernelTable]) -> Result<Vec<Ker
             let span = list.as_ref().map_or(table.name.span(), Spanned::span);
             source.error(span, key, format!("{error}{hint}"))
         })?;
+        // A change that is there already, or not there to be left out, would make the what-if what its base is.
+        for (key, list, wanted) in [("kernel.with", &table.with, false), ("kernel.without", &table.without, true)] {
+            let Some(list) = list else { continue };
+            if let Some(idle) = list.get_ref().iter().find(|change| base.has(change) != wanted) {
+                let has = if wanted { "does not have" } else { "has" };
+                let message = format!("`{}` {has} {idle} anyway; take it out", base.name);
+                return Err(source.error(list.span(), key, message));
+            }
+        }
         match kernels.iter_mut().find(|kernel| kernel.name == version.name) {
             Some(shadowed) => *shadowed = version,
             None => kernels.push(version),
@@ -590,7 +606,11 @@ fn engine_named(name: &str) -> Result<EngineKind, String> {
 }
 
 fn check_cpus(&cpus: &u16) -> Result<u16, String> {
-    if cpus == 0 { Err("a cell has at least 1 vCPU".into()) } else { Ok(cpus) }
+    match cpus {
+        0 => Err("a cell has at least 1 vCPU".into()),
+        1..=MAX_CPUS => Ok(cpus),
+        _ => Err(format!("a cell has at most {MAX_CPUS} vCPUs: no guest uses more")),
+    }
 }
 
 /// The names that exist, to check others against.
@@ -636,6 +656,7 @@ impl<'a> Names<'a> {
         self.check_frontend(&cell.frontend)?;
         self.check_kernel(&cell.kernel)?;
         self.check_guest(&cell.guest)?;
+        check_cpus(&cell.cpus)?;
         Ok(())
     }
 
@@ -652,6 +673,11 @@ impl<'a> Names<'a> {
             }
             Ok(Some(patterns.get_ref().0.clone()))
         };
+        if let Some(cpus) = &table.cpus {
+            for count in &cpus.get_ref().0 {
+                check_cpus(count).map_err(|message| source.error(cpus.span(), &format!("{key}.cpus"), message))?;
+            }
+        }
         Ok(CellMatch {
             frontend: part("frontend", &table.frontend, &self.frontends)?,
             kernel: part("kernel", &table.kernel, &self.kernels)?,

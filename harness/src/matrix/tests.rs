@@ -78,6 +78,10 @@ fn a_malformed_matrix_names_file_line_and_key() {
         ("wrong type", SMALL.replace("cpus = [2]", "cpus = [\"two\"]")),
         ("number out of range", SMALL.replace("cpus = [2]", "cpus = [2, 70000]")),
         ("no vCPU", SMALL.replace("cpus = [2]", "cpus = [2, 0]")),
+        ("more vCPUs than a guest uses", SMALL.replace("cpus = [2]", "cpus = [64, 65]")),
+        ("include of no vCPU", format!("{SMALL}[[include]]\ncpus = 0\n")),
+        ("include of what is there", format!("{SMALL}[[include]]\ncpus = 2\n")),
+        ("include of nothing", format!("{SMALL}[[include]]\ncpus = []\n")),
         ("twice on an axis", SMALL.replace("cpus = [2]", "cpus = [2, 2]")),
         ("empty axis", SMALL.replace("cpus = [2]", "cpus = []")),
         ("unknown kernel on the axis", SMALL.replace("\"fbsd-13.2\"]", "\"fbsd-13.20\"]")),
@@ -105,6 +109,14 @@ fn a_malformed_matrix_names_file_line_and_key() {
             format!(
                 "{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13.2\"\nwithout = [\"handle-ipi\"]\nabout = \"\"\n"
             ),
+        ),
+        (
+            "a change that the base has",
+            format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13.2\"\nwith = [\"exit-mask\"]\nabout = \"\"\n"),
+        ),
+        (
+            "a change that the base does not have",
+            format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13.1\"\nwithout = [\"exit-mask\"]\nabout = \"\"\n"),
         ),
         ("unknown base", format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13\"\nabout = \"\"\n")),
         ("no kernel name", format!("{SMALL}[[kernel]]\nname = \"a/b\"\nbase = \"fbsd-13.2\"\nabout = \"\"\n")),
@@ -205,6 +217,16 @@ fn included_cells_stay_when_they_have_what_was_asked_for() {
     assert_eq!((four.len(), misbehaving(&four)), (72, 0));
     let kvm = select(Selection { engines: vec![EngineKind::Kvm], ..Selection::default() });
     assert_eq!((kvm.len(), misbehaving(&kvm)), (everything.len(), 3));
+}
+
+#[test]
+fn an_included_engine_needs_no_axis_to_be_on() {
+    let matrix = small("[[include]]\nkernel = \"fbsd-13.2\"\nengine = \"kvm\"\n").expect("a matrix");
+    let kvm = "bhyve-13.1@fbsd-13.2/mp-spec/xapic-2/kvm";
+    assert_eq!(names(&matrix.configured())[2..], [kvm]);
+    let of = |engine: EngineKind| matrix.select(&Selection { engines: vec![engine], ..Selection::default() });
+    assert!(!names(&of(EngineKind::Soft).expect("cells")).contains(&kvm.to_owned()));
+    assert_eq!(names(&of(EngineKind::Kvm).expect("cells")).iter().filter(|name| *name == kvm).count(), 1);
 }
 
 #[test]

@@ -126,11 +126,25 @@ impl<'a> Document<'a> {
     }
 }
 
-/// Writes a file beside its place and moves it there when it is whole.
+/// Whether what stands at a path takes bytes without being a file: a pipe, a terminal, /dev/null.
+#[must_use]
+pub fn is_stream(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
+/// Writes a file beside its place and moves it there when it is whole. A link stays, and what it leads to is replaced; a
+/// stream ([`is_stream`]) is written to.
 ///
 /// # Errors
 /// When the directory of the file does not let itself be written.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    if is_stream(path) {
+        let mut out = io::BufWriter::new(std::fs::File::options().write(true).open(path)?);
+        write(&mut out)?;
+        return out.flush();
+    }
+    let target = std::fs::canonicalize(path);
+    let path = target.as_deref().unwrap_or(path);
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),

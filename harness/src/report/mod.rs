@@ -20,6 +20,14 @@ pub fn exit_status(results: &[CellResult]) -> u8 {
     }
 }
 
+/// The exit status of a command that compares cells, whatever is expected of them: 3 if one of them is our own fault, and
+/// otherwise `status`.
+#[must_use]
+pub fn unless_our_fault<'a>(results: impl IntoIterator<Item = &'a CellResult>, status: u8) -> u8 {
+    let our_fault = |result: &CellResult| result.outcome.kind == OutcomeKind::HarnessError;
+    if results.into_iter().any(our_fault) { 3 } else { status }
+}
+
 /// How many results have each verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
@@ -103,5 +111,8 @@ mod tests {
         assert_eq!(status(&[(Ok, Ok), (Hang, Ok)]), 1);
         assert_eq!(status(&[(Ok, Hang)]), 1);
         assert_eq!(status(&[(Ok, Hang), (Ok, HarnessError)]), 3);
+        let [red, ours] = [Hang, HarnessError].map(|observed| result(cell, Ok, observed));
+        assert_eq!(unless_our_fault([&red], 0), 0);
+        assert_eq!(unless_our_fault([&red, &ours], 1), 3);
     }
 }

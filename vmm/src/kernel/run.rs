@@ -86,11 +86,11 @@ impl Vm {
         }
     }
 
-    /// Who made the thread come out (VM_EXITCODE_REQIDLE) gets hold of the vCPU before the thread is back, as on a real
+    /// Who made the thread come out (VM_EXITCODE_REQIDLE, or another exit that came first) gets hold of the vCPU before the thread is back, as on a real
     /// host, where the way through userspace takes longer than a wake-up. A thread that came back first would be asked to
     /// come out again, for ever.
     fn give_way(&self, st: &mut State<'_>, id: usize) {
-        if st.vcpu(id).last_exit == Some(exitcode::REQIDLE) {
+        if std::mem::take(&mut st.vcpu(id).gives_way) {
             MutexGuard::unlocked(st, || self.host.yield_now());
         }
     }

@@ -96,6 +96,8 @@ pub(super) struct Vcpu {
     pub(super) state: VcpuState,
     /// A thread that waits for the vCPU to become idle asks the running one to leave the kernel.
     pub(super) reqidle: bool,
+    /// The running thread came out for somebody who waits, and lets that one have the vCPU before it is back.
+    pub(super) gives_way: bool,
     pub(super) vlapic: Vlapic,
     pub(super) boot_state: BootState,
     pub(super) caps: Capabilities,
@@ -164,6 +166,7 @@ impl Vcpu {
             id,
             state: VcpuState::Idle,
             reqidle: false,
+            gives_way: false,
             vlapic: Vlapic::new(id as u32),
             boot_state: if id == 0 { BootState::Running } else { BootState::Init },
             caps: Capabilities::default(),

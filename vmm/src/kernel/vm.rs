@@ -234,7 +234,8 @@ impl Vm {
     /// Whoever holds the vCPU lets go of it: FROZEN → IDLE, and those who waited for that may go on.
     pub(super) fn become_idle(&self, st: &mut State<'_>, id: usize) {
         self.change_state(st, id, VcpuState::Idle);
-        st.vcpu(id).reqidle = false;
+        let vcpu = st.vcpu(id);
+        vcpu.gives_way |= std::mem::take(&mut vcpu.reqidle);
         self.host.wake(self.idle_channel(id));
     }
 

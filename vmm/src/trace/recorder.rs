@@ -7,8 +7,9 @@ use std::sync::Arc;
 /// How many events a trace holds. A guest that sends IPIs in a loop must not eat the machine's memory.
 const CAPACITY: usize = 300_000;
 
-/// How many more there is room for if they are the guest's reports, which the outcome depends on.
-const ROOM_FOR_REPORTS: usize = 10_000;
+/// How many events more a full trace takes of those by which a cell's outcome is found. Without them a guest that sends IPIs
+/// in a loop, and is fine otherwise, would seem to hang.
+const RESERVE: usize = 100_000;
 
 /// What [`Recorder::record`] returns for an event that it did not keep. As a cause it stands for none.
 const NOT_KEPT: Seq = Seq::MAX;
@@ -37,8 +38,9 @@ impl Recorder {
             return NOT_KEPT;
         }
         self.panic_recorded |= matches!(event, Event::Panic { .. });
-        let room = if matches!(event, Event::Report(_)) { ROOM_FOR_REPORTS } else { 0 };
-        if self.trace.records.len() >= CAPACITY + room {
+        let tells_the_outcome = matches!(event, Event::Report(_) | Event::VmSuspended { .. } | Event::Message { .. });
+        let capacity = if tells_the_outcome { CAPACITY + RESERVE } else { CAPACITY };
+        if self.trace.records.len() >= capacity {
             self.trace.dropped += 1;
             return NOT_KEPT;
         }
@@ -103,11 +105,13 @@ mod tests {
         recorder.trace.records = vec![record; CAPACITY];
         let lost = recorder.record(1, &task(), None, Event::TripleFault, None);
         recorder.record(2, &task(), None, Event::TripleFault, Some(lost));
-        recorder.record(2, &task(), Some(0), Event::Report(GuestReport::Done { aps: 1 }), None);
-        recorder.close(3, &task(), &End::Exit(4), Some(lost));
+        let done = Event::Report(GuestReport::Done { aps: 1 });
+        recorder.record(3, &task(), Some(0), done.clone(), Some(lost));
+        recorder.close(4, &task(), &End::Exit(4), Some(lost));
         let trace = recorder.take();
         assert_eq!(trace.dropped, 2);
-        assert_eq!(trace.records.len(), CAPACITY + 2, "with the report, which the outcome needs");
+        assert_eq!(trace.records.len(), CAPACITY + 2);
+        assert_eq!(trace.records[CAPACITY].event, done, "the outcome is read from reports");
         let last = &trace.records[CAPACITY + 1];
         assert_eq!((last.event.clone(), last.cause), (Event::ProcessExit { status: 4 }, None));
     }
