@@ -4,7 +4,7 @@
 //! because it saw it coming, and there is one IPI per job and AP.
 
 use crate::console::Line;
-use crate::cpu::{Cpu, enable_interrupts, halt_until, pause, this_cpu};
+use crate::cpu::{Cpu, halt_until, pause, this_cpu};
 use crate::interrupts::{TIMER, WAKE};
 use crate::report::{TEST_COUNTERS, TEST_FAILED, TEST_PASSED, TEST_PING_PONG, TEST_SPIN_LOCK, TEST_TIMER, report};
 use crate::startup::{Ap, LEVEL_ASSERT};
@@ -165,22 +165,21 @@ fn ticked(cpu: &Cpu) -> bool {
 
 /// An AP sleeps for every tick: if there is none, the BSP notices.
 fn tick_ap(cpu: &Cpu) {
-    cpu.local_apic().start_timer(TIMER, TIMER_COUNT, false);
-    halt_until(|| ticks(cpu) >= 1);
-    tick_periodically(cpu);
+    tick(cpu, |done| halt_until(done));
 }
 
-/// The BSP has nobody to notice: it polls for the first tick, and sleeps for the others only if that one came.
+/// The BSP has nobody to notice, so it polls.
 fn tick_bsp(cpu: &Cpu) {
-    cpu.local_apic().start_timer(TIMER, TIMER_COUNT, false);
-    if pm_timer::wait(LIMIT_US, || ticks(cpu) >= 1) {
-        tick_periodically(cpu);
-        enable_interrupts();
-    }
+    tick(cpu, |done| {
+        pm_timer::wait(LIMIT_US, done);
+    });
 }
 
-fn tick_periodically(cpu: &Cpu) {
+/// The timer ticks once as a one-shot, then periodically. `wait` waits for a condition.
+fn tick(cpu: &Cpu, wait: impl Fn(&dyn Fn() -> bool)) {
+    cpu.local_apic().start_timer(TIMER, TIMER_COUNT, false);
+    wait(&|| ticks(cpu) >= 1);
     cpu.local_apic().start_timer(TIMER, TIMER_COUNT, true);
-    halt_until(|| ticked(cpu));
+    wait(&|| ticked(cpu));
     cpu.local_apic().stop_timer();
 }

@@ -29,7 +29,7 @@ pub(super) struct RunArgs {
     pub(super) select: SelectArgs,
     #[command(flatten)]
     pub(super) cells: CellArgs,
-    /// Cells that run at the same time; as many as there are processors by default
+    /// Cells that run at the same time, on `kvm` never more than there are processors; as many by default
     #[arg(short, long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
     /// Run only every N-th cell, beginning with the I-th

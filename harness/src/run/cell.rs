@@ -58,6 +58,7 @@ pub struct CellRun {
 /// When they do not: [`crate::matrix::Matrix::check_cell`] says so before.
 #[must_use]
 pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
+    let _slot = setup.engines.slot(cell.engine);
     let began = Instant::now();
     let kernel = setup.matrix.kernel(&cell.kernel).expect("the matrix knows the cell's kernel");
     let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");

@@ -1,9 +1,9 @@
 //! The engines of a run, and whether they work here.
 
 use crate::cell::EngineKind;
-use std::sync::{Arc, OnceLock};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use vmm::engine::Engine;
-use vmm::engine::kvm::KvmEngine;
 use vmm::engine::soft::SoftEngine;
 
 /// The engines: `soft` always, `kvm` if the host has one that works.
@@ -12,13 +12,28 @@ pub struct Engines {
     soft: Arc<dyn Engine>,
     /// Probed when first asked for.
     kvm: OnceLock<Result<Arc<dyn Engine>, String>>,
+    /// How many more cells may run on `kvm` now: their limits are real time, which cells that share a processor take from
+    /// one another.
+    kvm_slots: Mutex<usize>,
+    kvm_slot_free: Condvar,
 }
+
+/// Leave to run a cell; others wait for it to be dropped.
+#[derive(Debug)]
+#[must_use = "the leave ends when it is dropped"]
+pub struct Slot<'a>(Option<&'a Engines>);
 
 impl Engines {
     /// Nothing is probed yet.
     #[must_use]
     pub fn new() -> Engines {
-        Engines { soft: Arc::new(SoftEngine::new()), kvm: OnceLock::new() }
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Engines {
+            soft: Arc::new(SoftEngine::new()),
+            kvm: OnceLock::new(),
+            kvm_slots: Mutex::new(processors),
+            kvm_slot_free: Condvar::new(),
+        }
     }
 
     /// The engine.
@@ -28,15 +43,68 @@ impl Engines {
     pub fn get(&self, kind: EngineKind) -> Result<Arc<dyn Engine>, String> {
         match kind {
             EngineKind::Soft => Ok(self.soft.clone()),
-            EngineKind::Kvm => {
-                self.kvm.get_or_init(|| KvmEngine::probe().map(|engine| Arc::new(engine) as Arc<dyn Engine>)).clone()
-            }
+            EngineKind::Kvm => self.kvm.get_or_init(probe_kvm).clone(),
         }
     }
+
+    /// Waits until a cell may run on the engine: at once on `soft`, on `kvm` one cell for each of the host's processors.
+    pub fn slot(&self, kind: EngineKind) -> Slot<'_> {
+        if kind == EngineKind::Soft {
+            return Slot(None);
+        }
+        let slots = self.kvm_slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.kvm_slot_free.wait_while(slots, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *slots -= 1;
+        Slot(Some(self))
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if let Some(engines) = self.0 {
+            *engines.kvm_slots.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            engines.kvm_slot_free.notify_one();
+        }
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn probe_kvm() -> Result<Arc<dyn Engine>, String> {
+    Ok(Arc::new(vmm::engine::kvm::KvmEngine::probe()?))
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn probe_kvm() -> Result<Arc<dyn Engine>, String> {
+    Err("KVM runs guests of x86-64 on Linux on x86-64 only".to_owned())
 }
 
 impl Default for Engines {
     fn default() -> Engines {
         Engines::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn no_more_cells_run_on_kvm_than_there_are_processors() {
+        let engines = Engines::new();
+        let processors = *engines.kvm_slots.lock().expect("nobody panicked");
+        let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 * processors {
+                scope.spawn(|| {
+                    let _slot = engines.slot(EngineKind::Kvm);
+                    most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert!((1..=processors).contains(&most.load(Ordering::SeqCst)));
+        assert_eq!(*engines.kvm_slots.lock().expect("nobody panicked"), processors, "every slot is free again");
     }
 }
