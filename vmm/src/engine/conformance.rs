@@ -52,6 +52,7 @@ macro_rules! conformance_tests {
             pae_paging
             long_mode
             from_real_mode_to_long_mode
+            reset_from_long_mode
             user_mode_and_back
             task_priority
             cpuid
@@ -1080,6 +1081,36 @@ pub(super) fn from_real_mode_to_long_mode(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.reg(Reg::Efer) & 0x500, 0x500, "LME and LMA");
     assert_eq!(machine.vcpu.reg(Reg::Cs), 24);
     assert_eq!(machine.vcpu.desc(Reg::Cs).access & 0x609b, 0x209b, "64-bit code");
+}
+
+/// An AP that is started again after it was in long mode comes up in real mode, although the `vcpu_reset` of bhyve before
+/// D35622 leaves EFER alone: LMA follows from LME and CR0.PG (SDM 3A 2.2.1).
+pub(super) fn reset_from_long_mode(engine: &dyn Engine) {
+    let mut machine = Machine::with_code(engine, 64, |a| a.hlt());
+    machine.assemble(HANDLER, 16, |a| {
+        a.mov(ax, cs)?;
+        a.hlt()
+    });
+    for _ in 0..2 {
+        machine.vcpu.set_reg(Reg::Rip, CODE);
+        enter_long_mode(&mut machine);
+        machine.expect(Exit::Hlt);
+        assert_eq!(machine.vcpu.reg(Reg::Efer), 0x500);
+        let vcpu = &mut machine.vcpu;
+        for (reg, value) in [(Reg::Rflags, 2), (Reg::Rip, 0), (Reg::Cr0, 0x20), (Reg::Cr3, 0), (Reg::Cr4, 0)] {
+            vcpu.set_reg(reg, value);
+        }
+        for reg in [Reg::Cs, Reg::Ss, Reg::Ds, Reg::Es, Reg::Fs, Reg::Gs] {
+            vcpu.set_desc(reg, SegDesc { base: 0, limit: 0xffff, access: 0x93 });
+            vcpu.set_reg(reg, 0);
+        }
+        vcpu.set_desc(Reg::Cs, SegDesc { base: HANDLER, limit: 0xffff, access: 0x93 });
+        vcpu.set_reg(Reg::Cs, HANDLER >> 4);
+        vcpu.set_desc(Reg::Ldtr, SegDesc { base: 0, limit: 0xffff, access: 0x82 });
+        machine.expect(Exit::Hlt);
+        assert_eq!(u64::from(machine.ax()), HANDLER >> 4);
+        assert_eq!(machine.vcpu.reg(Reg::Efer), 0x100);
+    }
 }
 
 pub(super) fn user_mode_and_back(engine: &dyn Engine) {

@@ -15,6 +15,12 @@ use std::io;
 
 /// RFLAGS.IF.
 const IF: u64 = 1 << 9;
+/// CR0.PG.
+const PG: u64 = 1 << 31;
+/// EFER.LME.
+const LME: u64 = 1 << 8;
+/// EFER.LMA.
+const LMA: u64 = 1 << 10;
 
 /// A part of the registers as KVM left it, or as KVM shall take it.
 struct Cached<T> {
@@ -95,7 +101,11 @@ impl Registers {
             Reg::Idtr => self.system.get_mut(page).idt.base = value,
             Reg::Gdtr => self.system.get_mut(page).gdt.base = value,
             Reg::Cr0 | Reg::Cr2 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => {
-                *control_register(self.system.get_mut(page), reg) = value;
+                let system = self.system.get_mut(page);
+                *control_register(system, reg) = value;
+                // LMA follows (SDM 3A 2.2.1). KVM refuses one that does not, as a reset of CR0 alone would leave it.
+                let active = system.efer & LME != 0 && system.cr0 & PG != 0;
+                system.efer = system.efer & !LMA | if active { LMA } else { 0 };
             }
             Reg::Es | Reg::Cs | Reg::Ss | Reg::Ds | Reg::Fs | Reg::Gs | Reg::Ldtr | Reg::Tr => {
                 segment(self.system.get_mut(page), reg).selector = value as u16;
