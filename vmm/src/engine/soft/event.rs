@@ -113,12 +113,17 @@ impl Cpu {
 
     /// INT n, INT3 and INTO, executed: RIP is already behind the instruction.
     pub(super) fn software_interrupt(&mut self, bus: &mut Bus, vector: u8) -> Step {
-        self.deliver(bus, vector, None, Origin::Software, 0)
+        self.deliver(bus, vector, None, Origin::Software, 0)?;
+        // TF is clear when it is looked at (SDM 3B 17.3.1.4).
+        self.trap_due = false;
+        Ok(())
     }
 
     /// INT1, executed: a trap without the checks of INT n.
     pub(super) fn debug_interrupt(&mut self, bus: &mut Bus) -> Step {
-        self.deliver(bus, vector::DB, None, Origin::Hardware, 0)
+        self.deliver(bus, vector::DB, None, Origin::Hardware, 0)?;
+        self.trap_due = false;
+        Ok(())
     }
 
     fn deliver(&mut self, bus: &mut Bus, vector: u8, error: Option<u32>, origin: Origin, extra_flags: u64) -> Step {

@@ -776,7 +776,7 @@ pub(super) fn mov_to_segment(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     let selector: u16 = RmSrc::get(cpu, bus, op)?;
     cpu.load_segment(bus, op.extra, selector)?;
     if op.extra == SS {
-        cpu.set_shadow();
+        cpu.stack_shadow();
     }
     Ok(())
 }
@@ -804,7 +804,7 @@ pub(super) fn pop_segment<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Ste
     cpu.load_segment(bus, op.extra, selector)?;
     cpu.set_sp(sp.wrapping_add(u64::from(T::BYTES)));
     if op.extra == SS {
-        cpu.set_shadow();
+        cpu.stack_shadow();
     }
     Ok(())
 }
