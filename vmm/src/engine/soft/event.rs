@@ -143,7 +143,7 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let entry = self.read_system(bus, self.idtr.base.wrapping_add(at), 4)?;
-        let mut stack = self.present_stack();
+        let mut stack = self.present_stack(0);
         let flags = self.rflags();
         for value in [flags, u64::from(self.seg(CS).selector), self.rip()] {
             self.push_new(bus, &mut stack, 2, value)?;
@@ -200,12 +200,13 @@ impl Cpu {
             size = 2;
         }
         let (code, cpl) = self.interrupt_target(bus, selector, ext)?;
-        if self.long && !canonical(offset) {
+        let good = if self.long { canonical(offset) } else { offset <= u64::from(code.limit()) };
+        if !good {
             return Err(self.gp(ext));
         }
         let inner = cpl < self.cpl;
         let mut stack =
-            if inner || ist.is_some() { self.inner_stack(bus, cpl, ist, ext)? } else { self.present_stack() };
+            if inner || ist.is_some() { self.inner_stack(bus, cpl, ist, ext)? } else { self.present_stack(ext) };
         let (old_ss, old_sp) = (u64::from(self.seg(SS).selector), self.rsp());
         if self.long {
             // SDM 3A 6.14.2: the frame is aligned, and always holds SS and RSP.

@@ -531,3 +531,37 @@ fn system_calls_step_by_the_flags_that_they_leave() {
         }
     }
 }
+
+#[test]
+fn faults_of_a_delivery_say_so_in_their_error_codes() {
+    // The handler lies beyond the limit of its code segment: #GP(EXT).
+    for (external, expected) in [(true, 1), (false, 0)] {
+        let mut bench = protected(0, |a| {
+            a.int(0x31).unwrap();
+        });
+        bench.write64(GDT + 0x30, 0x0040_9B00_0000_6FFF);
+        bench.write64(IDT + 8 * 0x31, bench.read64(IDT + 8 * 0x31) & !0xFFFF_0000 | 0x30 << 16);
+        if external {
+            bench.cpu.inject(Inject::Interrupt(0x31));
+        }
+        bench.run_to_hlt();
+        assert_eq!(handled(&mut bench), 13);
+        let [error] = frame32(&mut bench);
+        assert_eq!(error, expected, "external: {external}");
+    }
+    // The present stack is not canonical: #SS(EXT), which takes an interrupt stack.
+    for (external, expected) in [(true, 1), (false, 0)] {
+        let mut bench = long(0, |a| {
+            a.int(0x31).unwrap();
+        });
+        bench.write64(IDT + 16 * 12, bench.read64(IDT + 16 * 12) | 1 << 32);
+        bench.cpu.set_reg(Reg::Rsp, 0xFFFF_8000_0000_0000);
+        if external {
+            bench.cpu.inject(Inject::Interrupt(0x31));
+        }
+        bench.run_to_hlt();
+        assert_eq!(handled(&mut bench), 12);
+        let [error] = frame(&mut bench);
+        assert_eq!(error, expected, "external: {external}");
+    }
+}
