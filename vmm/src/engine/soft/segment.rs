@@ -458,7 +458,7 @@ impl Cpu {
             sp: self.rsp() & self.stack_mask,
             mask: self.stack_mask,
             error: ext,
-            context: self.data_context & !context::SMAP,
+            context: self.data_context,
             switched: false,
         }
     }

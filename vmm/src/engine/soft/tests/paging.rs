@@ -311,3 +311,23 @@ fn the_alignment_check_is_for_user_mode_with_ac() {
     bench.run_to_hlt();
     assert_eq!(handled(&mut bench), 17);
 }
+
+#[test]
+fn a_frame_does_not_go_to_a_user_page_under_smap() {
+    let mut bench = bench(0, 0x5_0000 | P | W | U, |a| {
+        a.ud2().unwrap();
+    });
+    bench.write64(PDPT, PS | P | W);
+    bench.cpu.set_reg(Reg::Cr4, 0x620 | 1 << 21);
+    bench.cpu.set_reg(Reg::Rsp, LINEAR + 0x800);
+    bench.run_to_hlt();
+    assert_eq!(handled(&mut bench), 8, "the double fault has a stack of its own");
+    assert_eq!(bench.cpu.reg(Reg::Cr2), LINEAR + 0x7F8);
+    // AC lets it through, as it does any other access to the stack.
+    bench.cpu.set_reg(Reg::Rflags, 0x4_0002);
+    bench.cpu.set_reg(Reg::Rsp, LINEAR + 0x800);
+    bench.cpu.set_reg(Reg::Rip, CODE);
+    bench.run_to_hlt();
+    assert_eq!(bench.cpu.reg(Reg::Rip), 0x7000 + 16 * 6 + 3, "the handler of #UD");
+    assert_eq!(bench.read64(0x5_0800 - 40), CODE);
+}
