@@ -32,6 +32,7 @@ macro_rules! conformance_tests {
             a_write_in_flight_closes_the_window
             interrupt_through_the_ivt
             nmi_through_the_ivt
+            an_nmi_closes_the_window
             exception_through_the_ivt
             setting_rip_drops_undelivered_events
             software_interrupt_and_fault
@@ -562,6 +563,23 @@ pub(super) fn nmi_through_the_ivt(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.reg(Reg::Rbx) as u16, 1);
     assert_eq!(machine.read(DATA), [1, 0x10, 0, 0, 2, 0]);
     assert_eq!(machine.vcpu.reg(Reg::Rip), CODE + 2);
+}
+
+pub(super) fn an_nmi_closes_the_window(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| {
+        a.sti()?;
+        a.hlt()?;
+        busy_loop(a)
+    });
+    install_counting_handler(&machine, 2);
+    machine.expect(Exit::Hlt);
+    assert!(machine.vcpu.interruptible());
+    machine.vcpu.inject(Inject::Nmi);
+    assert!(!machine.vcpu.interruptible(), "it goes first");
+    machine.vcpu.request_interrupt_window(true);
+    machine.expect(Exit::InterruptWindow);
+    assert_eq!(machine.read(DATA), [2, 0x10, 0, 0, 2, 2], "it was delivered behind HLT");
+    assert!(machine.vcpu.interruptible());
 }
 
 pub(super) fn exception_through_the_ivt(engine: &dyn Engine) {

@@ -192,9 +192,11 @@ impl Registers {
 
     /// Whether an interrupt can be injected: enabled, not in a shadow, and no event on its way in.
     pub(super) fn interruptible(&mut self, page: &RunPage) -> bool {
-        let kvm_vcpu_events { exception, interrupt, .. } = *self.events.get(page);
-        let event = exception.injected | exception.pending | interrupt.injected | interrupt.shadow;
-        event == 0 && self.general.get(page).rflags & IF != 0
+        let kvm_vcpu_events { exception, interrupt, nmi, .. } = *self.events.get(page);
+        let event = exception.injected | exception.pending | interrupt.injected | interrupt.shadow | nmi.injected;
+        // An NMI goes first, unless another blocks it.
+        let nmi_comes = nmi.pending != 0 && nmi.masked == 0;
+        event == 0 && !nmi_comes && self.general.get(page).rflags & IF != 0
     }
 
     pub(super) fn save(&mut self, page: &RunPage) -> Saved {
