@@ -29,6 +29,7 @@ macro_rules! conformance_tests {
             interrupt_window_opens_with_if
             interrupt_shadow_of_sti
             set_interrupt_shadow
+            setting_rip_ends_the_interrupt_shadow
             a_write_in_flight_closes_the_window
             interrupt_through_the_ivt
             nmi_through_the_ivt
@@ -500,6 +501,17 @@ pub(super) fn set_interrupt_shadow(engine: &dyn Engine) {
     expect_window_after(&mut machine, 1);
     machine.vcpu.set_reg(Reg::IntrShadow, 0);
     assert_eq!(machine.vcpu.reg(Reg::IntrShadow), 0);
+}
+
+/// As `vmx_inject_interrupts` and `svm_inj_interrupts` have it: a vCPU that is reset behind an STI does not start in its
+/// shadow, which the `vcpu_reset` before D35622 leaves alone.
+pub(super) fn setting_rip_ends_the_interrupt_shadow(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, busy_loop);
+    machine.vcpu.set_reg(Reg::Rflags, 0x202);
+    machine.vcpu.set_reg(Reg::IntrShadow, 1);
+    machine.vcpu.set_reg(Reg::Rip, CODE);
+    assert_eq!(machine.vcpu.reg(Reg::IntrShadow), 0);
+    assert!(machine.vcpu.interruptible());
 }
 
 pub(super) fn a_write_in_flight_closes_the_window(engine: &dyn Engine) {

@@ -177,17 +177,18 @@ impl Registers {
         }
     }
 
-    /// Drops the events that are on their way in.
+    /// Drops the events that are on their way in, and the interrupt shadow.
     fn drop_events(&mut self, page: &RunPage) {
         let kvm_vcpu_events { exception, interrupt, nmi, .. } = *self.events.get(page);
-        if exception.injected | exception.pending | interrupt.injected | nmi.injected | nmi.pending == 0 {
+        let event = exception.injected | exception.pending | interrupt.injected | nmi.injected | nmi.pending;
+        if event | interrupt.shadow == 0 {
             return;
         }
         let events = self.events.get_mut(page);
         (events.exception.injected, events.exception.pending) = (0, 0);
-        events.interrupt.injected = 0;
+        (events.interrupt.injected, events.interrupt.shadow) = (0, 0);
         (events.nmi.injected, events.nmi.pending) = (0, 0);
-        events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+        events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
     }
 
     /// Whether an interrupt can be injected: enabled, not in a shadow, and no event on its way in.
