@@ -2,7 +2,7 @@
 
 use super::events::{handled, long_mode_idt};
 use super::{Bench, Build, CODE, PDPT, PML4};
-use crate::engine::{CpuidEntry, Exit, Reg};
+use crate::engine::{CpuidEntry, Exit, Reg, SegDesc};
 use iced_x86::code_asm::*;
 
 /// Page tables of the tests, behind those of `Bench::long_mode`.
@@ -330,4 +330,25 @@ fn a_frame_does_not_go_to_a_user_page_under_smap() {
     bench.run_to_hlt();
     assert_eq!(bench.cpu.reg(Reg::Rip), 0x7000 + 16 * 6 + 3, "the handler of #UD");
     assert_eq!(bench.read64(0x5_0800 - 40), CODE);
+}
+
+#[test]
+fn system_structures_above_4_gbytes_serve_compatibility_mode() {
+    // The TSS lies at the end of a page above 4 Gbytes, so that RSP0 crosses into the next.
+    const HIGH: u64 = 0xFFFF_8000_0000_0000;
+    let mut bench = bench(3, 0, |a| {
+        a.int(0x80).unwrap();
+    });
+    bench.write64(PML4 + 8 * 256, 0x3_2000 | P | W);
+    bench.write64(0x3_2000, 0x3_3000 | P | W);
+    bench.write64(0x3_3000, 0x3_4000 | P | W);
+    bench.write64(0x3_4000, 0x5_0000 | P | W);
+    bench.write64(0x3_4008, 0x6_0000 | P | W);
+    bench.write(0x5_0FFC, &0x9000_u32.to_le_bytes());
+    bench.cpu.set_desc(Reg::Tr, SegDesc { base: HIGH + 0xFF8, limit: 0x67, access: 0x8B });
+    let code = bench.cpu.desc(Reg::Cs);
+    bench.cpu.set_desc(Reg::Cs, SegDesc { access: 0xC0FB, ..code });
+    bench.run_to_hlt();
+    assert_eq!(handled(&mut bench), 0x80);
+    assert_eq!(bench.cpu.reg(Reg::Rsp), 0x9000 - 40);
 }
