@@ -352,3 +352,26 @@ fn system_structures_above_4_gbytes_serve_compatibility_mode() {
     assert_eq!(handled(&mut bench), 0x80);
     assert_eq!(bench.cpu.reg(Reg::Rsp), 0x9000 - 40);
 }
+
+#[test]
+fn an_instruction_does_not_go_on_at_a_non_canonical_address() {
+    // The last page of the lower half, and the first one of the upper half, whose table entries follow each other.
+    const END: u64 = 0x8000_0000_0000;
+    let mut bench = bench(0, 0, |a| {
+        a.mov(rax, END - 1).unwrap();
+        a.jmp(rax).unwrap();
+    });
+    bench.write64(PML4 + 8 * 255, 0x3_2000 | P | W);
+    bench.write64(0x3_2000 + 8 * 511, 0x3_3000 | P | W);
+    bench.write64(0x3_3000 + 8 * 511, 0x3_4000 | P | W);
+    bench.write64(0x3_4000 + 8 * 511, 0x5_0000 | P | W);
+    bench.write64(PML4 + 8 * 256, 0x3_5000 | P | W);
+    bench.write64(0x3_5000, 0x3_6000 | P | W);
+    bench.write64(0x3_6000, 0x3_7000 | P | W);
+    bench.write64(0x3_7000, 0x5_1000 | P | W);
+    bench.write(0x5_0FFF, &[0xB8, 1, 0, 0, 0, 0xF4]);
+    bench.run_to_hlt();
+    assert_eq!(handled(&mut bench), 13);
+    let stack = bench.cpu.reg(Reg::Rsp);
+    assert_eq!(bench.read64(stack + 8), END - 1, "at the instruction");
+}
