@@ -114,6 +114,12 @@ impl Cpu {
                 self.forget_accesses();
                 if self.trap_due {
                     self.trap();
+                    // The trap ends a halt as soon as it begins (SDM 2A, HLT).
+                    if self.exit == Some(Exit::Hlt) {
+                        self.exit = None;
+                        self.executed += 1;
+                        return Ok(());
+                    }
                 }
             }
         }

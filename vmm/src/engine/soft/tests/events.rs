@@ -506,6 +506,15 @@ fn loading_ss_puts_the_single_step_trap_off() {
 }
 
 #[test]
+fn the_single_step_trap_ends_a_halt() {
+    let mut bench = long(0, |a| {
+        a.hlt().unwrap();
+    });
+    bench.cpu.set_reg(Reg::Rflags, 0x102);
+    assert_eq!(stepped(&mut bench), (CODE + 1, true));
+}
+
+#[test]
 fn system_calls_step_by_the_flags_that_they_leave() {
     for (mask, handler) in [(0x100, None), (0, Some(1))] {
         let mut bench = long(0, |a| {
