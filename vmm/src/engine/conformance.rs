@@ -48,6 +48,7 @@ macro_rules! conformance_tests {
             descriptors_round_trip
             power_up_state
             setting_a_register_abandons_the_instruction
+            setting_a_register_abandons_a_long_string_input
             registers_after_an_answer
             protected_mode
             paging_in_protected_mode
@@ -883,6 +884,33 @@ pub(super) fn setting_a_register_abandons_the_instruction(engine: &dyn Engine) {
     machine.answer(Exit::IoIn { port: 0x60, size: 1 }, Completion::Value(0xff));
     machine.expect(Exit::Hlt);
     assert_eq!((machine.ax(), machine.vcpu.reg(Reg::Rcx)), (0x12ff, 7));
+}
+
+pub(super) fn setting_a_register_abandons_a_long_string_input(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| {
+        a.cld()?;
+        a.mov(dx, 0x1f0)?;
+        a.mov(di, DATA as u32)?;
+        a.mov(cx, 500)?;
+        a.rep().insb()?;
+        a.hlt()
+    });
+    machine.assemble(HANDLER, 16, |a| {
+        a.in_(al, 0x60)?;
+        a.hlt()
+    });
+    machine.answer(Exit::IoIn { port: 0x1f0, size: 1 }, Completion::Value(1));
+    machine.expect(Exit::IoIn { port: 0x1f0, size: 1 });
+    let sent = [(Reg::Rip, HANDLER), (Reg::Rcx, 0x77), (Reg::Rdi, 0x88)];
+    for (reg, value) in sent {
+        machine.vcpu.set_reg(reg, value);
+    }
+    machine.answer(Exit::IoIn { port: 0x60, size: 1 }, Completion::Value(0x99));
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.ax() as u8, 0x99);
+    for (reg, value) in sent.into_iter().skip(1) {
+        assert_eq!(machine.vcpu.reg(reg), value, "{reg:?}");
+    }
 }
 
 pub(super) fn registers_after_an_answer(engine: &dyn Engine) {

@@ -265,6 +265,8 @@ impl Vcpu {
         for _ in 0..MOST_ACCESSES {
             match self.in_flight {
                 InFlight::Nothing => break,
+                // All elements that a string instruction reads ahead, of which there may be a thousand.
+                InFlight::Asks(Access::Port { io, index }) => (index..io.count).for_each(|_| self.answer(0)),
                 InFlight::Asks(_) => self.answer(0),
                 InFlight::Answered => self.finish_instruction(),
             }
