@@ -1155,6 +1155,8 @@ pub(super) fn reset_from_long_mode(engine: &dyn Engine) {
         machine.expect(Exit::Hlt);
         assert_eq!(machine.vcpu.reg(Reg::Efer), 0x500);
         let vcpu = &mut machine.vcpu;
+        // bhyve sets capabilities and x2APIC state of an AP whenever it starts it.
+        vcpu.set_cpuid(&cpuid_table());
         for (reg, value) in [(Reg::Rflags, 2), (Reg::Rip, 0), (Reg::Cr0, 0x20), (Reg::Cr3, 0), (Reg::Cr4, 0)] {
             vcpu.set_reg(reg, value);
         }

@@ -46,6 +46,8 @@ pub(super) struct Vcpu {
     memory: Arc<Memory>,
     abilities: Arc<Abilities>,
     registers: Registers,
+    /// The CPUID table as it was set last.
+    cpuid: Vec<CpuidEntry>,
     in_flight: InFlight,
     /// An exit that has happened and was not told yet.
     pending_exit: Option<Exit>,
@@ -96,6 +98,7 @@ impl Vcpu {
             memory,
             abilities,
             registers: Registers::default(),
+            cpuid: Vec::new(),
             in_flight: InFlight::Nothing,
             pending_exit: None,
             window_wanted: false,
@@ -329,6 +332,11 @@ impl EngineVcpu for Vcpu {
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {
+        // Once the vCPU has run, KVM takes no table, be it the one that it has (it has adjusted that).
+        if self.cpuid == table {
+            return;
+        }
+        self.cpuid = table.to_vec();
         let table = CpuId::from_entries(&cpuid::table(table, &self.abilities.cpuid));
         let result = table.map_err(|_| io::ErrorKind::InvalidInput.into());
         let result = result.and_then(|table| Ok(self.fd.set_cpuid2(&table)?));
