@@ -29,9 +29,11 @@ macro_rules! conformance_tests {
             interrupt_window_opens_with_if
             interrupt_shadow_of_sti
             set_interrupt_shadow
+            setting_rip_ends_the_interrupt_shadow
             a_write_in_flight_closes_the_window
             interrupt_through_the_ivt
             nmi_through_the_ivt
+            an_nmi_closes_the_window
             exception_through_the_ivt
             setting_rip_drops_undelivered_events
             software_interrupt_and_fault
@@ -46,12 +48,14 @@ macro_rules! conformance_tests {
             descriptors_round_trip
             power_up_state
             setting_a_register_abandons_the_instruction
+            setting_a_register_abandons_a_long_string_input
             registers_after_an_answer
             protected_mode
             paging_in_protected_mode
             pae_paging
             long_mode
             from_real_mode_to_long_mode
+            reset_from_long_mode
             user_mode_and_back
             task_priority
             cpuid
@@ -500,6 +504,17 @@ pub(super) fn set_interrupt_shadow(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.reg(Reg::IntrShadow), 0);
 }
 
+/// As `vmx_inject_interrupts` and `svm_inj_interrupts` have it: a vCPU that is reset behind an STI does not start in its
+/// shadow, which the `vcpu_reset` before D35622 leaves alone.
+pub(super) fn setting_rip_ends_the_interrupt_shadow(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, busy_loop);
+    machine.vcpu.set_reg(Reg::Rflags, 0x202);
+    machine.vcpu.set_reg(Reg::IntrShadow, 1);
+    machine.vcpu.set_reg(Reg::Rip, CODE);
+    assert_eq!(machine.vcpu.reg(Reg::IntrShadow), 0);
+    assert!(machine.vcpu.interruptible());
+}
+
 pub(super) fn a_write_in_flight_closes_the_window(engine: &dyn Engine) {
     let mut machine = Machine::new(engine, |a| {
         a.sti()?;
@@ -561,6 +576,23 @@ pub(super) fn nmi_through_the_ivt(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.reg(Reg::Rbx) as u16, 1);
     assert_eq!(machine.read(DATA), [1, 0x10, 0, 0, 2, 0]);
     assert_eq!(machine.vcpu.reg(Reg::Rip), CODE + 2);
+}
+
+pub(super) fn an_nmi_closes_the_window(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| {
+        a.sti()?;
+        a.hlt()?;
+        busy_loop(a)
+    });
+    install_counting_handler(&machine, 2);
+    machine.expect(Exit::Hlt);
+    assert!(machine.vcpu.interruptible());
+    machine.vcpu.inject(Inject::Nmi);
+    assert!(!machine.vcpu.interruptible(), "it goes first");
+    machine.vcpu.request_interrupt_window(true);
+    machine.expect(Exit::InterruptWindow);
+    assert_eq!(machine.read(DATA), [2, 0x10, 0, 0, 2, 2], "it was delivered behind HLT");
+    assert!(machine.vcpu.interruptible());
 }
 
 pub(super) fn exception_through_the_ivt(engine: &dyn Engine) {
@@ -854,6 +886,33 @@ pub(super) fn setting_a_register_abandons_the_instruction(engine: &dyn Engine) {
     assert_eq!((machine.ax(), machine.vcpu.reg(Reg::Rcx)), (0x12ff, 7));
 }
 
+pub(super) fn setting_a_register_abandons_a_long_string_input(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| {
+        a.cld()?;
+        a.mov(dx, 0x1f0)?;
+        a.mov(di, DATA as u32)?;
+        a.mov(cx, 500)?;
+        a.rep().insb()?;
+        a.hlt()
+    });
+    machine.assemble(HANDLER, 16, |a| {
+        a.in_(al, 0x60)?;
+        a.hlt()
+    });
+    machine.answer(Exit::IoIn { port: 0x1f0, size: 1 }, Completion::Value(1));
+    machine.expect(Exit::IoIn { port: 0x1f0, size: 1 });
+    let sent = [(Reg::Rip, HANDLER), (Reg::Rcx, 0x77), (Reg::Rdi, 0x88)];
+    for (reg, value) in sent {
+        machine.vcpu.set_reg(reg, value);
+    }
+    machine.answer(Exit::IoIn { port: 0x60, size: 1 }, Completion::Value(0x99));
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.ax() as u8, 0x99);
+    for (reg, value) in sent.into_iter().skip(1) {
+        assert_eq!(machine.vcpu.reg(reg), value, "{reg:?}");
+    }
+}
+
 pub(super) fn registers_after_an_answer(engine: &dyn Engine) {
     let mut machine = Machine::new(engine, |a| {
         a.in_(al, 0x60)?;
@@ -1080,6 +1139,38 @@ pub(super) fn from_real_mode_to_long_mode(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.reg(Reg::Efer) & 0x500, 0x500, "LME and LMA");
     assert_eq!(machine.vcpu.reg(Reg::Cs), 24);
     assert_eq!(machine.vcpu.desc(Reg::Cs).access & 0x609b, 0x209b, "64-bit code");
+}
+
+/// An AP that is started again after it was in long mode comes up in real mode, although the `vcpu_reset` of bhyve before
+/// D35622 leaves EFER alone: LMA follows from LME and CR0.PG (SDM 3A 2.2.1).
+pub(super) fn reset_from_long_mode(engine: &dyn Engine) {
+    let mut machine = Machine::with_code(engine, 64, |a| a.hlt());
+    machine.assemble(HANDLER, 16, |a| {
+        a.mov(ax, cs)?;
+        a.hlt()
+    });
+    for _ in 0..2 {
+        machine.vcpu.set_reg(Reg::Rip, CODE);
+        enter_long_mode(&mut machine);
+        machine.expect(Exit::Hlt);
+        assert_eq!(machine.vcpu.reg(Reg::Efer), 0x500);
+        let vcpu = &mut machine.vcpu;
+        // bhyve sets capabilities and x2APIC state of an AP whenever it starts it.
+        vcpu.set_cpuid(&cpuid_table());
+        for (reg, value) in [(Reg::Rflags, 2), (Reg::Rip, 0), (Reg::Cr0, 0x20), (Reg::Cr3, 0), (Reg::Cr4, 0)] {
+            vcpu.set_reg(reg, value);
+        }
+        for reg in [Reg::Cs, Reg::Ss, Reg::Ds, Reg::Es, Reg::Fs, Reg::Gs] {
+            vcpu.set_desc(reg, SegDesc { base: 0, limit: 0xffff, access: 0x93 });
+            vcpu.set_reg(reg, 0);
+        }
+        vcpu.set_desc(Reg::Cs, SegDesc { base: HANDLER, limit: 0xffff, access: 0x93 });
+        vcpu.set_reg(Reg::Cs, HANDLER >> 4);
+        vcpu.set_desc(Reg::Ldtr, SegDesc { base: 0, limit: 0xffff, access: 0x82 });
+        machine.expect(Exit::Hlt);
+        assert_eq!(u64::from(machine.ax()), HANDLER >> 4);
+        assert_eq!(machine.vcpu.reg(Reg::Efer), 0x100);
+    }
 }
 
 pub(super) fn user_mode_and_back(engine: &dyn Engine) {

@@ -8,7 +8,8 @@
 //!   [`EngineVcpu::complete`] before the next [`EngineVcpu::run`]; so is a write. Until that next `run` has finished the
 //!   instruction, [`EngineVcpu::interruptible`] is false.
 //! * Setting a register abandons whatever instruction was in flight. Setting RIP also drops the events that were injected and
-//!   not delivered yet: they belonged to where the vCPU was, and a vCPU that is reset must not start with them.
+//!   not delivered yet, and the interrupt shadow: they belonged to where the vCPU was, and a vCPU that is reset must not start
+//!   with them.
 
 #[cfg(test)]
 mod conformance;
@@ -284,7 +285,8 @@ pub trait EngineVcpu: Send {
     /// Answers the last exit.
     fn complete(&mut self, completion: Completion);
 
-    /// Whether an external interrupt could be delivered now: RFLAGS.IF set, no interrupt shadow, no instruction in flight.
+    /// Whether an external interrupt could be delivered now: RFLAGS.IF set, no interrupt shadow, no instruction in flight, no
+    /// other event on its way in.
     fn interruptible(&mut self) -> bool;
 
     /// Whether a run shall end with [`Exit::InterruptWindow`] as soon as [`EngineVcpu::interruptible`] becomes true.

@@ -15,6 +15,12 @@ use std::io;
 
 /// RFLAGS.IF.
 const IF: u64 = 1 << 9;
+/// CR0.PG.
+const PG: u64 = 1 << 31;
+/// EFER.LME.
+const LME: u64 = 1 << 8;
+/// EFER.LMA.
+const LMA: u64 = 1 << 10;
 
 /// A part of the registers as KVM left it, or as KVM shall take it.
 struct Cached<T> {
@@ -95,7 +101,11 @@ impl Registers {
             Reg::Idtr => self.system.get_mut(page).idt.base = value,
             Reg::Gdtr => self.system.get_mut(page).gdt.base = value,
             Reg::Cr0 | Reg::Cr2 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => {
-                *control_register(self.system.get_mut(page), reg) = value;
+                let system = self.system.get_mut(page);
+                *control_register(system, reg) = value;
+                // LMA follows (SDM 3A 2.2.1). KVM refuses one that does not, as a reset of CR0 alone would leave it.
+                let active = system.efer & LME != 0 && system.cr0 & PG != 0;
+                system.efer = system.efer & !LMA | if active { LMA } else { 0 };
             }
             Reg::Es | Reg::Cs | Reg::Ss | Reg::Ds | Reg::Fs | Reg::Gs | Reg::Ldtr | Reg::Tr => {
                 segment(self.system.get_mut(page), reg).selector = value as u16;
@@ -167,24 +177,27 @@ impl Registers {
         }
     }
 
-    /// Drops the events that are on their way in.
+    /// Drops the events that are on their way in, and the interrupt shadow.
     fn drop_events(&mut self, page: &RunPage) {
         let kvm_vcpu_events { exception, interrupt, nmi, .. } = *self.events.get(page);
-        if exception.injected | exception.pending | interrupt.injected | nmi.injected | nmi.pending == 0 {
+        let event = exception.injected | exception.pending | interrupt.injected | nmi.injected | nmi.pending;
+        if event | interrupt.shadow == 0 {
             return;
         }
         let events = self.events.get_mut(page);
         (events.exception.injected, events.exception.pending) = (0, 0);
-        events.interrupt.injected = 0;
+        (events.interrupt.injected, events.interrupt.shadow) = (0, 0);
         (events.nmi.injected, events.nmi.pending) = (0, 0);
-        events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+        events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
     }
 
     /// Whether an interrupt can be injected: enabled, not in a shadow, and no event on its way in.
     pub(super) fn interruptible(&mut self, page: &RunPage) -> bool {
-        let kvm_vcpu_events { exception, interrupt, .. } = *self.events.get(page);
-        let event = exception.injected | exception.pending | interrupt.injected | interrupt.shadow;
-        event == 0 && self.general.get(page).rflags & IF != 0
+        let kvm_vcpu_events { exception, interrupt, nmi, .. } = *self.events.get(page);
+        let event = exception.injected | exception.pending | interrupt.injected | interrupt.shadow | nmi.injected;
+        // An NMI goes first, unless another blocks it.
+        let nmi_comes = nmi.pending != 0 && nmi.masked == 0;
+        event == 0 && !nmi_comes && self.general.get(page).rflags & IF != 0
     }
 
     pub(super) fn save(&mut self, page: &RunPage) -> Saved {

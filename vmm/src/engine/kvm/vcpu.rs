@@ -46,6 +46,8 @@ pub(super) struct Vcpu {
     memory: Arc<Memory>,
     abilities: Arc<Abilities>,
     registers: Registers,
+    /// The CPUID table as it was set last.
+    cpuid: Vec<CpuidEntry>,
     in_flight: InFlight,
     /// An exit that has happened and was not told yet.
     pending_exit: Option<Exit>,
@@ -96,6 +98,7 @@ impl Vcpu {
             memory,
             abilities,
             registers: Registers::default(),
+            cpuid: Vec::new(),
             in_flight: InFlight::Nothing,
             pending_exit: None,
             window_wanted: false,
@@ -265,6 +268,8 @@ impl Vcpu {
         for _ in 0..MOST_ACCESSES {
             match self.in_flight {
                 InFlight::Nothing => break,
+                // All elements that a string instruction reads ahead, of which there may be a thousand.
+                InFlight::Asks(Access::Port { io, index }) => (index..io.count).for_each(|_| self.answer(0)),
                 InFlight::Asks(_) => self.answer(0),
                 InFlight::Answered => self.finish_instruction(),
             }
@@ -327,6 +332,11 @@ impl EngineVcpu for Vcpu {
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {
+        // Once the vCPU has run, KVM takes no table, be it the one that it has (it has adjusted that).
+        if self.cpuid == table {
+            return;
+        }
+        self.cpuid = table.to_vec();
         let table = CpuId::from_entries(&cpuid::table(table, &self.abilities.cpuid));
         let result = table.map_err(|_| io::ErrorKind::InvalidInput.into());
         let result = result.and_then(|table| Ok(self.fd.set_cpuid2(&table)?));

@@ -177,7 +177,9 @@ impl Cpu {
         if first == size {
             return Ok((low, None));
         }
-        let linear = linear.wrapping_add(u64::from(first)) & self.linear_mask;
+        // Compatibility mode's own addresses wrap at 4 Gbytes; its system structures may lie above.
+        let mask = if linear >> 32 == 0 { self.linear_mask } else { u64::MAX };
+        let linear = linear.wrapping_add(u64::from(first)) & mask;
         let gpa = self.resolve(bus, linear, purpose, context)?;
         Ok((low, Some(Part { linear, gpa, size: size - first, shift: first * 8 })))
     }

@@ -116,9 +116,6 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn fetch_slow(&mut self, bus: &mut Bus, code: &mut CodeCache, linear: u64) -> Result<Block, Stop> {
-        if self.is_64() && !canonical(linear) {
-            return Err(self.gp(0));
-        }
         let gpa = self.fetch_address(bus, linear)?;
         let block = match self.known_block(bus, code, linear, gpa)? {
             Some(block) => block,
@@ -129,8 +126,11 @@ impl Cpu {
         Ok(block)
     }
 
-    /// Translates the address of an instruction.
+    /// Translates the address of an instruction, or of its part in the next page.
     fn fetch_address(&mut self, bus: &mut Bus, linear: u64) -> Result<u64, Stop> {
+        if self.is_64() && !canonical(linear) {
+            return Err(self.gp(0));
+        }
         let user = if self.cpl == 3 { context::USER } else { 0 };
         self.resolve(bus, linear, Purpose::Fetch, context::VALID | user)
     }

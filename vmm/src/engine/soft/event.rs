@@ -113,12 +113,17 @@ impl Cpu {
 
     /// INT n, INT3 and INTO, executed: RIP is already behind the instruction.
     pub(super) fn software_interrupt(&mut self, bus: &mut Bus, vector: u8) -> Step {
-        self.deliver(bus, vector, None, Origin::Software, 0)
+        self.deliver(bus, vector, None, Origin::Software, 0)?;
+        // TF is clear when it is looked at (SDM 3B 17.3.1.4).
+        self.trap_due = false;
+        Ok(())
     }
 
     /// INT1, executed: a trap without the checks of INT n.
     pub(super) fn debug_interrupt(&mut self, bus: &mut Bus) -> Step {
-        self.deliver(bus, vector::DB, None, Origin::Hardware, 0)
+        self.deliver(bus, vector::DB, None, Origin::Hardware, 0)?;
+        self.trap_due = false;
+        Ok(())
     }
 
     fn deliver(&mut self, bus: &mut Bus, vector: u8, error: Option<u32>, origin: Origin, extra_flags: u64) -> Step {
@@ -138,7 +143,7 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let entry = self.read_system(bus, self.idtr.base.wrapping_add(at), 4)?;
-        let mut stack = self.present_stack();
+        let mut stack = self.present_stack(0);
         let flags = self.rflags();
         for value in [flags, u64::from(self.seg(CS).selector), self.rip()] {
             self.push_new(bus, &mut stack, 2, value)?;
@@ -195,12 +200,13 @@ impl Cpu {
             size = 2;
         }
         let (code, cpl) = self.interrupt_target(bus, selector, ext)?;
-        if self.long && !canonical(offset) {
+        let good = if self.long { canonical(offset) } else { offset <= u64::from(code.limit()) };
+        if !good {
             return Err(self.gp(ext));
         }
         let inner = cpl < self.cpl;
         let mut stack =
-            if inner || ist.is_some() { self.inner_stack(bus, cpl, ist, ext)? } else { self.present_stack() };
+            if inner || ist.is_some() { self.inner_stack(bus, cpl, ist, ext)? } else { self.present_stack(ext) };
         let (old_ss, old_sp) = (u64::from(self.seg(SS).selector), self.rsp());
         if self.long {
             // SDM 3A 6.14.2: the frame is aligned, and always holds SS and RSP.

@@ -99,7 +99,7 @@ impl Cpu {
     fn step(&mut self, bus: &mut Bus, code: &mut CodeCache) -> Result<(), Stop> {
         let shadow = std::mem::take(&mut self.shadow);
         self.attention &= !attention::SHADOW;
-        let trap = self.eflags & TF != 0;
+        self.trap_due = self.eflags & TF != 0;
         let outcome = self.run_block(bus, code, 1);
         match outcome {
             // Nothing happened yet, so the shadow has not passed.
@@ -112,8 +112,14 @@ impl Cpu {
             // A repeated string instruction that makes way has done an iteration.
             Ok(()) | Err(Stop::Leave | Stop::Again) => {
                 self.forget_accesses();
-                if trap {
+                if self.trap_due {
                     self.trap();
+                    // The trap ends a halt as soon as it begins (SDM 2A, HLT).
+                    if self.exit == Some(Exit::Hlt) {
+                        self.exit = None;
+                        self.executed += 1;
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -227,6 +233,12 @@ impl Cpu {
     pub(super) fn set_shadow(&mut self) {
         self.shadow = true;
         self.attention |= attention::SHADOW;
+    }
+
+    /// SS was loaded: interrupts and the single-step trap are put off by one instruction (SDM 3A 6.8.3).
+    pub(super) fn stack_shadow(&mut self) {
+        self.set_shadow();
+        self.trap_due = false;
     }
 
     /// The instruction in flight is done or abandoned: answers to its accesses are of no more use.

@@ -215,6 +215,7 @@ impl EngineVcpu for SoftVcpu {
             Reg::Cr4 => cpu.cr4 = value,
             Reg::Rip => {
                 cpu.set_rip(value);
+                cpu.shadow = false;
                 (cpu.pending_exception, cpu.pending_interrupt, cpu.pending_nmi) = (None, None, false);
             }
             Reg::Rflags => cpu.set_rflags(value),

@@ -57,7 +57,7 @@ impl Descriptor {
     fn base(self) -> u32 {
         self.high & 0xFF00_0000 | (self.high & 0xFF) << 16 | self.low >> 16
     }
-    fn limit(self) -> u32 {
+    pub(super) fn limit(self) -> u32 {
         let limit = self.high & 0xF_0000 | self.low & 0xFFFF;
         if self.access() & access::GRANULAR != 0 { limit << 12 | 0xFFF } else { limit }
     }
@@ -451,15 +451,14 @@ impl Cpu {
         Ok(NewStack { seg, sp: sp & mask, mask, error, context, switched: true })
     }
 
-    /// The present stack, for pushing before the registers change.
-    pub(super) fn present_stack(&self) -> NewStack {
-        let context = self.data_context & !context::SMAP;
+    /// The present stack, for pushing before the registers change. `ext` is the error code of #SS.
+    pub(super) fn present_stack(&self, ext: u32) -> NewStack {
         NewStack {
             seg: *self.seg(SS),
             sp: self.rsp() & self.stack_mask,
             mask: self.stack_mask,
-            error: 0,
-            context,
+            error: ext,
+            context: self.data_context,
             switched: false,
         }
     }
@@ -776,7 +775,7 @@ pub(super) fn mov_to_segment(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     let selector: u16 = RmSrc::get(cpu, bus, op)?;
     cpu.load_segment(bus, op.extra, selector)?;
     if op.extra == SS {
-        cpu.set_shadow();
+        cpu.stack_shadow();
     }
     Ok(())
 }
@@ -804,7 +803,7 @@ pub(super) fn pop_segment<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Ste
     cpu.load_segment(bus, op.extra, selector)?;
     cpu.set_sp(sp.wrapping_add(u64::from(T::BYTES)));
     if op.extra == SS {
-        cpu.set_shadow();
+        cpu.stack_shadow();
     }
     Ok(())
 }

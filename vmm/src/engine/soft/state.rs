@@ -246,6 +246,9 @@ pub(super) struct Cpu {
     /// NMIs are blocked until IRET.
     pub(super) nmi_blocked: bool,
 
+    /// The instruction that executes began with TF set, and a single-step trap comes behind it.
+    pub(super) trap_due: bool,
+
     // Events on their way in.
     pub(super) pending_exception: Option<Raised>,
     pub(super) pending_nmi: bool,
@@ -369,6 +372,7 @@ impl Cpu {
             msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
             shadow: false,
             nmi_blocked: false,
+            trap_due: false,
             pending_exception: None,
             pending_nmi: false,
             pending_interrupt: None,

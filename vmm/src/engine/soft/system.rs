@@ -1,6 +1,6 @@
 //! Control and debug registers, MSRs, CPUID, time, system tables, and fast system calls.
 
-use super::flags::{FIXED, IF, RF, VM};
+use super::flags::{FIXED, IF, RF, TF, VM};
 use super::mem::Bus;
 use super::op::{Op, RmDst, Source, flag};
 use super::state::{Access, AccessKind, CS, Cpu, FS, GS, Step, Stop, Table, access, canonical, cr0, cr4, efer};
@@ -549,6 +549,8 @@ pub(super) fn syscall(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
     let target = cpu.msrs.lstar;
     cpu.enter_flat(cs, cs.wrapping_add(8), 0, true, target);
     cpu.set_rflags(flags);
+    // A mask with TF keeps the kernel's entry from being stepped into.
+    cpu.trap_due = flags & TF != 0;
     Ok(())
 }
 

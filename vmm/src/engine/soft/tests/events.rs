@@ -470,3 +470,107 @@ fn the_trap_flag_steps() {
     assert_eq!(bench.cpu.reg(Reg::Dr6) & 0x4000, 0x4000);
     assert_eq!(bench.cpu.reg(Reg::Rflags) & 0x100, 0);
 }
+
+/// Runs into the single-step trap: the RIP that it was pushed with, and whether TF was.
+fn stepped(bench: &mut Bench) -> (u64, bool) {
+    bench.run_to_hlt();
+    assert_eq!(handled(bench), 1);
+    let [rip, _, flags] = frame(bench);
+    (rip, flags & 0x100 != 0)
+}
+
+#[test]
+fn a_software_interrupt_drops_the_single_step_trap() {
+    let mut bench = long(0, |a| {
+        a.int(0x80).unwrap();
+    });
+    bench.cpu.set_reg(Reg::Rflags, 0x102);
+    bench.run_to_hlt();
+    assert_eq!(handled(&mut bench), 0x80, "the handler runs untraced");
+    let [_, _, flags] = frame(&mut bench);
+    assert_eq!(flags & 0x100, 0x100);
+}
+
+#[test]
+fn loading_ss_puts_the_single_step_trap_off() {
+    let mut bench = long(0, |a| {
+        a.mov(ss, eax).unwrap();
+        a.mov(esp, 0x6000).unwrap();
+        a.hlt().unwrap();
+    });
+    bench.cpu.set_reg(Reg::Rax, u64::from(DATA0));
+    bench.cpu.set_reg(Reg::Rflags, 0x102);
+    assert_eq!(stepped(&mut bench), (CODE + 7, true), "behind MOV ESP");
+    let [_, _, _, stack] = frame(&mut bench);
+    assert_eq!(stack, 0x6000);
+}
+
+#[test]
+fn the_single_step_trap_ends_a_halt() {
+    let mut bench = long(0, |a| {
+        a.hlt().unwrap();
+    });
+    bench.cpu.set_reg(Reg::Rflags, 0x102);
+    assert_eq!(stepped(&mut bench), (CODE + 1, true));
+}
+
+#[test]
+fn system_calls_step_by_the_flags_that_they_leave() {
+    for (mask, handler) in [(0x100, None), (0, Some(1))] {
+        let mut bench = long(0, |a| {
+            for (index, high, low) in [(0xC000_0081_u32, 8, 0), (0xC000_0082, 0, 0xB000), (0xC000_0084, 0, mask)] {
+                a.mov(ecx, index).unwrap();
+                a.mov(edx, high).unwrap();
+                a.mov(eax, low).unwrap();
+                a.wrmsr().unwrap();
+            }
+            a.push(0x102).unwrap();
+            a.popfq().unwrap();
+            a.syscall().unwrap();
+        });
+        bench.write(0xB000, &[0xF4]);
+        bench.run_to_hlt();
+        match handler {
+            None => assert_eq!(bench.cpu.reg(Reg::Rip), 0xB001),
+            Some(vector) => {
+                assert_eq!(handled(&mut bench), vector);
+                let [rip] = frame(&mut bench);
+                assert_eq!(rip, 0xB000);
+            }
+        }
+    }
+}
+
+#[test]
+fn faults_of_a_delivery_say_so_in_their_error_codes() {
+    // The handler lies beyond the limit of its code segment: #GP(EXT).
+    for (external, expected) in [(true, 1), (false, 0)] {
+        let mut bench = protected(0, |a| {
+            a.int(0x31).unwrap();
+        });
+        bench.write64(GDT + 0x30, 0x0040_9B00_0000_6FFF);
+        bench.write64(IDT + 8 * 0x31, bench.read64(IDT + 8 * 0x31) & !0xFFFF_0000 | 0x30 << 16);
+        if external {
+            bench.cpu.inject(Inject::Interrupt(0x31));
+        }
+        bench.run_to_hlt();
+        assert_eq!(handled(&mut bench), 13);
+        let [error] = frame32(&mut bench);
+        assert_eq!(error, expected, "external: {external}");
+    }
+    // The present stack is not canonical: #SS(EXT), which takes an interrupt stack.
+    for (external, expected) in [(true, 1), (false, 0)] {
+        let mut bench = long(0, |a| {
+            a.int(0x31).unwrap();
+        });
+        bench.write64(IDT + 16 * 12, bench.read64(IDT + 16 * 12) | 1 << 32);
+        bench.cpu.set_reg(Reg::Rsp, 0xFFFF_8000_0000_0000);
+        if external {
+            bench.cpu.inject(Inject::Interrupt(0x31));
+        }
+        bench.run_to_hlt();
+        assert_eq!(handled(&mut bench), 12);
+        let [error] = frame(&mut bench);
+        assert_eq!(error, expected, "external: {external}");
+    }
+}

@@ -91,6 +91,55 @@ fn nothing_makes_the_processor_panic() {
     }
 }
 
+/// Registers and descriptors as no guest could have set them: the kernel lets its frontend set anything.
+fn run_from_any_state(seed: u64) {
+    let mut random = Random(seed);
+    let mut bench = Bench::new(0x10_0000);
+    for at in (0..0x1_2000).step_by(8) {
+        let entry = match random.below(3) {
+            // A page-table entry, or two.
+            0 => random.below(0x18) << 12 | random.next() & 0xFE7 | 1,
+            1 => (random.below(0x18) << 12 | random.next() & 0xFFF) << 32 | random.below(0x18) << 12 | 0x67,
+            _ => random.next(),
+        };
+        bench.write64(at, entry);
+    }
+    for reg in Reg::ALL {
+        let value = match reg {
+            Reg::Cr0 => random.next() & 0xE005_003F,
+            Reg::Cr3 => random.below(0x12) << 12,
+            Reg::Cr4 => random.next() & 0x37_0FFF,
+            Reg::Efer => random.next() & 0xD01,
+            Reg::Rip | Reg::Rsp if random.below(4) != 0 => random.below(0x1_2000),
+            _ => random.operand(),
+        };
+        bench.cpu.set_reg(reg, value);
+        if reg.has_descriptor() {
+            let base = if random.below(2) == 0 { random.below(0x1_0000) } else { random.operand() };
+            let limit = random.operand() as u32;
+            bench.cpu.set_desc(reg, SegDesc { base, limit, access: random.next() as u32 & 0x1_F0FF });
+        }
+    }
+    for _ in 0..20 {
+        let budget = 1 + random.below(40);
+        match bench.run(budget) {
+            Exit::Failed(what) => panic!("seed {seed}: {what}"),
+            Exit::Shutdown | Exit::MmioFetch { .. } => bench.cpu.set_reg(Reg::Rip, random.below(0x1_2000)),
+            Exit::Budget if bench.cpu.interruptible() => bench.cpu.inject(Inject::Interrupt(random.next() as u8)),
+            exit => answer(&mut bench, &exit, &mut random),
+        }
+        bench.cpu.translate(random.operand());
+    }
+}
+
+#[test]
+fn no_state_makes_the_processor_panic() {
+    let seeds = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
+    for seed in 0..seeds {
+        run_from_any_state(seed);
+    }
+}
+
 /// Registers, flags and memory after a program of random instructions.
 fn outcome(bench: &mut Bench, data: &Segment) -> (Vec<u64>, Vec<u8>) {
     let regs = Reg::ALL.into_iter().map(|reg| bench.cpu.reg(reg)).collect();

@@ -2,7 +2,7 @@
 
 use super::events::{handled, long_mode_idt};
 use super::{Bench, Build, CODE, PDPT, PML4};
-use crate::engine::{CpuidEntry, Exit, Reg};
+use crate::engine::{CpuidEntry, Exit, Reg, SegDesc};
 use iced_x86::code_asm::*;
 
 /// Page tables of the tests, behind those of `Bench::long_mode`.
@@ -310,4 +310,68 @@ fn the_alignment_check_is_for_user_mode_with_ac() {
     bench.cpu.set_reg(Reg::Rip, CODE);
     bench.run_to_hlt();
     assert_eq!(handled(&mut bench), 17);
+}
+
+#[test]
+fn a_frame_does_not_go_to_a_user_page_under_smap() {
+    let mut bench = bench(0, 0x5_0000 | P | W | U, |a| {
+        a.ud2().unwrap();
+    });
+    bench.write64(PDPT, PS | P | W);
+    bench.cpu.set_reg(Reg::Cr4, 0x620 | 1 << 21);
+    bench.cpu.set_reg(Reg::Rsp, LINEAR + 0x800);
+    bench.run_to_hlt();
+    assert_eq!(handled(&mut bench), 8, "the double fault has a stack of its own");
+    assert_eq!(bench.cpu.reg(Reg::Cr2), LINEAR + 0x7F8);
+    // AC lets it through, as it does any other access to the stack.
+    bench.cpu.set_reg(Reg::Rflags, 0x4_0002);
+    bench.cpu.set_reg(Reg::Rsp, LINEAR + 0x800);
+    bench.cpu.set_reg(Reg::Rip, CODE);
+    bench.run_to_hlt();
+    assert_eq!(bench.cpu.reg(Reg::Rip), 0x7000 + 16 * 6 + 3, "the handler of #UD");
+    assert_eq!(bench.read64(0x5_0800 - 40), CODE);
+}
+
+#[test]
+fn system_structures_above_4_gbytes_serve_compatibility_mode() {
+    // The TSS lies at the end of a page above 4 Gbytes, so that RSP0 crosses into the next.
+    const HIGH: u64 = 0xFFFF_8000_0000_0000;
+    let mut bench = bench(3, 0, |a| {
+        a.int(0x80).unwrap();
+    });
+    bench.write64(PML4 + 8 * 256, 0x3_2000 | P | W);
+    bench.write64(0x3_2000, 0x3_3000 | P | W);
+    bench.write64(0x3_3000, 0x3_4000 | P | W);
+    bench.write64(0x3_4000, 0x5_0000 | P | W);
+    bench.write64(0x3_4008, 0x6_0000 | P | W);
+    bench.write(0x5_0FFC, &0x9000_u32.to_le_bytes());
+    bench.cpu.set_desc(Reg::Tr, SegDesc { base: HIGH + 0xFF8, limit: 0x67, access: 0x8B });
+    let code = bench.cpu.desc(Reg::Cs);
+    bench.cpu.set_desc(Reg::Cs, SegDesc { access: 0xC0FB, ..code });
+    bench.run_to_hlt();
+    assert_eq!(handled(&mut bench), 0x80);
+    assert_eq!(bench.cpu.reg(Reg::Rsp), 0x9000 - 40);
+}
+
+#[test]
+fn an_instruction_does_not_go_on_at_a_non_canonical_address() {
+    // The last page of the lower half, and the first one of the upper half, whose table entries follow each other.
+    const END: u64 = 0x8000_0000_0000;
+    let mut bench = bench(0, 0, |a| {
+        a.mov(rax, END - 1).unwrap();
+        a.jmp(rax).unwrap();
+    });
+    bench.write64(PML4 + 8 * 255, 0x3_2000 | P | W);
+    bench.write64(0x3_2000 + 8 * 511, 0x3_3000 | P | W);
+    bench.write64(0x3_3000 + 8 * 511, 0x3_4000 | P | W);
+    bench.write64(0x3_4000 + 8 * 511, 0x5_0000 | P | W);
+    bench.write64(PML4 + 8 * 256, 0x3_5000 | P | W);
+    bench.write64(0x3_5000, 0x3_6000 | P | W);
+    bench.write64(0x3_6000, 0x3_7000 | P | W);
+    bench.write64(0x3_7000, 0x5_1000 | P | W);
+    bench.write(0x5_0FFF, &[0xB8, 1, 0, 0, 0, 0xF4]);
+    bench.run_to_hlt();
+    assert_eq!(handled(&mut bench), 13);
+    let stack = bench.cpu.reg(Reg::Rsp);
+    assert_eq!(bench.read64(stack + 8), END - 1, "at the instruction");
 }
