@@ -9,9 +9,9 @@
 //! and 404H); a 16550 at 3F8H if anybody wants to read along. It uses up to [`MAX_CPUS`] CPUs.
 //!
 //! What it does, which the same machine always makes it do in the same order: reports `BOOT` and `CPUS_FOUND`; starts the
-//! APs, each of which reports `AP_ONLINE`; if some are missing, reports them and `GAVE_UP`; otherwise runs four tests, reports
-//! each, and `DONE`; powers off. Whatever it cannot handle is `BROKEN`, with a code that
-//! `freestanding/runtime/broken.rs` lists.
+//! APs, each of which reports `AP_ONLINE`, and reports `AP_AWAITED` where the sender waits for one; if some are missing,
+//! reports them and `GAVE_UP`; otherwise runs four tests, reports each, and `DONE`; powers off. Whatever it cannot handle is
+//! `BROKEN`, with a code that `freestanding/runtime/broken.rs` lists.
 //!
 //! Another way of starting APs is a file in `freestanding/guests/`, its name in `build/rom.rs`, and a variant of [`Guest`].
 

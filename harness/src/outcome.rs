@@ -166,7 +166,10 @@ impl Observed {
                     GuestReport::Done { .. } => seen.done = true,
                     GuestReport::GaveUp { .. } => seen.gave_up = true,
                     GuestReport::Broken { code } => seen.broken = Some(code),
-                    GuestReport::TestPassed { .. } | GuestReport::ApMissing { .. } | GuestReport::Unknown { .. } => {}
+                    GuestReport::ApAwaited { .. }
+                    | GuestReport::TestPassed { .. }
+                    | GuestReport::ApMissing { .. }
+                    | GuestReport::Unknown { .. } => {}
                 },
                 Event::VmSuspended { how } => seen.suspended = Some(how.clone()),
                 Event::Unimplemented { what, rip } if seen.unimplemented.is_none() => {

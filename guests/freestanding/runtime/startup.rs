@@ -5,7 +5,7 @@ use crate::cpu::{Cpu, this_cpu};
 use crate::memory;
 use crate::pm_timer;
 use crate::power;
-use crate::report::{AP_MISSING, GAVE_UP, report};
+use crate::report::{AP_AWAITED, AP_MISSING, GAVE_UP, report};
 
 /// ICR: delivery mode INIT (SDM 3A 11.6.1).
 pub const INIT: u32 = 0b101 << 8;
@@ -35,8 +35,9 @@ impl Cpu {
         apic.wait_sent();
     }
 
-    /// Waits until it is online, but not for long. Whoever is missing in the end is found out after the sender is done.
+    /// Reports that the sender waits, and waits until it is online, but not for long. Whoever is missing in the end is found out after the sender is done.
     pub fn wait_online(&self) {
+        report(AP_AWAITED, self.apic_id());
         pm_timer::wait(ONLINE_US, || self.is_online());
     }
 }

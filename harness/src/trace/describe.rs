@@ -48,6 +48,7 @@ fn report(report: &GuestReport) -> String {
         GuestReport::CpusFound { cpus, mp_table } => {
             say(format!("found {cpus} CPUs in the {}", if mp_table { "MP table" } else { "MADT" }))
         }
+        GuestReport::ApAwaited { apic_id } => say(format!("waits for AP {apic_id}")),
         GuestReport::ApOnline { apic_id } => say(format!("AP {apic_id} is online")),
         GuestReport::TestPassed { test } => say(format!("test {} passed", test_name(test))),
         GuestReport::TestFailed { test } => say(format!("test {} FAILED", test_name(test))),

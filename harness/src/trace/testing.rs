@@ -57,6 +57,7 @@ pub(crate) fn every_event() -> Vec<Event> {
     let reports = [
         GuestReport::Boot { x2apic: true },
         GuestReport::CpusFound { cpus: 4, mp_table: false },
+        GuestReport::ApAwaited { apic_id: 3 },
         GuestReport::ApOnline { apic_id: 3 },
         GuestReport::TestPassed { test: 1 },
         GuestReport::TestFailed { test: 2 },

@@ -144,6 +144,11 @@ pub enum GuestReport {
         /// Whether the MP table told, rather than the MADT.
         mp_table: bool,
     },
+    /// The sender begins to wait for an AP.
+    ApAwaited {
+        /// Its APIC ID.
+        apic_id: u32,
+    },
     /// An AP says that it runs.
     ApOnline {
         /// Its APIC ID.
@@ -194,6 +199,7 @@ impl GuestReport {
         match (word >> 24) as u8 {
             port::BOOT => GuestReport::Boot { x2apic: payload & 1 != 0 },
             port::CPUS_FOUND => GuestReport::CpusFound { cpus: payload & 0xffff, mp_table: payload & 0x1_0000 != 0 },
+            port::AP_AWAITED => GuestReport::ApAwaited { apic_id: payload },
             port::AP_ONLINE => GuestReport::ApOnline { apic_id: payload },
             port::TEST_PASSED => GuestReport::TestPassed { test: payload },
             port::TEST_FAILED => GuestReport::TestFailed { test: payload },

@@ -24,6 +24,9 @@ pub const DONE: u8 = 7;
 pub const GAVE_UP: u8 = 8;
 /// Something that the guest does not understand (no ACPI tables, an unexpected exception). Payload: the guest's own code.
 pub const BROKEN: u8 = 9;
+/// The sender begins to wait for an AP to come online. Payload: its APIC ID. This is where senders that start APs one by one
+/// differ from those that start them all at once.
+pub const AP_AWAITED: u8 = 10;
 
 /// Atomic counters incremented by every CPU add up.
 pub const TEST_COUNTERS: u32 = 1;
