@@ -1,7 +1,8 @@
 //! Starting an AP: what `spinup_ap.c` does in every version.
 
-use super::machine::Machine;
+use super::machine::{BSP, Machine};
 use super::process::{Place, Run};
+use std::sync::Arc;
 use vmm::engine::{Reg, SegDesc};
 
 /// How `spinup_ap` begins: the vCPU has to be an AP of this guest, and is reset. \[read]
@@ -11,6 +12,17 @@ pub(super) fn reset(machine: &Machine, vcpu: i32) -> Run<()> {
     process.assert(vcpu != 0, "newcpu != 0", PLACE)?;
     process.assert(vcpu < i32::from(*vcpus), "newcpu < guest_ncpus", PLACE)?;
     process.assert_ok(vm.vcpu_reset(vcpu), PLACE)
+}
+
+/// `fbsdrun_addcpu` where every vCPU is active from the start: activates it, suspends it if it is an AP (and does not look at
+/// the result), and makes its thread, which first writes `rip` if there is one. \[read]
+pub(super) fn add_eagerly(machine: &Arc<Machine>, vcpu: i32, rip: Option<u64>) -> Run<()> {
+    machine.activate(vcpu)?;
+    if vcpu != BSP {
+        let _ignored = machine.vm.suspend_cpu(vcpu);
+    }
+    machine.start_thread(vcpu, rip);
+    Ok(())
 }
 
 /// The whole of `spinup_ap` where every vCPU is active from the start: reset, real mode, resume. It never activates, and does

@@ -40,7 +40,7 @@ impl Personality for Bhyve0bda8d3e {
         setup::boot_from_rom(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
         for vcpu in 0..i32::from(cpus.count) {
-            spinup_vcpu(&machine, vcpu, vcpu != BSP)?;
+            spinup_vcpu(&machine, vcpu)?;
         }
         machine.mevent_dispatch()
     }
@@ -61,18 +61,12 @@ impl Personality for Bhyve0bda8d3e {
 }
 
 /// `spinup_vcpu`, the same for the BSP as for an AP but for the suspension.
-fn spinup_vcpu(machine: &Arc<Machine>, vcpu: i32, suspend: bool) -> Run<()> {
+fn spinup_vcpu(machine: &Arc<Machine>, vcpu: i32) -> Run<()> {
     const PLACE: Place = Place { function: "spinup_vcpu", file: "bhyverun.c" };
     let Machine { process, vm, .. } = &**machine;
     let rip = process.assert_ok(vm.register(vcpu, Reg::Rip), PLACE)?;
     setup::set_capabilities(process, vm, machine.apic, vcpu)?;
     process.assert_ok(vm.set_capability(vcpu, cap::UNRESTRICTED_GUEST, 1), PLACE)?;
     process.assert_ok(vm.set_capability(vcpu, cap::IPI_EXIT, 1), PLACE)?;
-    // fbsdrun_addcpu
-    machine.activate(vcpu)?;
-    if suspend {
-        let _ignored = vm.suspend_cpu(vcpu);
-    }
-    machine.start_thread(vcpu, Some(rip));
-    Ok(())
+    ap::add_eagerly(machine, vcpu, Some(rip))
 }

@@ -42,7 +42,7 @@ impl Personality for Bhyve13_2 {
         setup::boot_from_rom(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
         for vcpu in 0..i32::from(cpus.count) {
-            spinup_vcpu(&machine, vcpu, vcpu != BSP)?;
+            spinup_vcpu(&machine, vcpu)?;
         }
         machine.mevent_dispatch()
     }
@@ -69,19 +69,13 @@ fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Ru
 }
 
 /// `spinup_vcpu`.
-fn spinup_vcpu(machine: &Arc<Machine>, vcpu: i32, suspend: bool) -> Run<()> {
+fn spinup_vcpu(machine: &Arc<Machine>, vcpu: i32) -> Run<()> {
     const PLACE: Place = Place { function: "spinup_vcpu", file: "bhyverun.c" };
     let Machine { process, vm, .. } = &**machine;
     if vcpu != BSP {
         set_capabilities(process, vm, machine.apic, vcpu)?;
         process.assert_ok(vm.set_capability(vcpu, cap::UNRESTRICTED_GUEST, 1), PLACE)?;
     }
-    // fbsdrun_addcpu
-    machine.activate(vcpu)?;
-    if suspend {
-        let _ignored = vm.suspend_cpu(vcpu);
-    }
     // RIP is no longer written by vm_loop.
-    machine.start_thread(vcpu, None);
-    Ok(())
+    ap::add_eagerly(machine, vcpu, None)
 }
