@@ -156,41 +156,36 @@ impl Board {
         if port == IO_PMTMR {
             return Some(if size == 4 { Ok(self.pmtmr.read(now)) } else { Err(Refused) });
         }
-        let mut rtc = false;
-        let value = if Vatpic::PORTS.contains(&port) {
-            self.atpic.read(port)
-        } else if Vatpit::PORTS.contains(&port) {
-            self.pit.read(port, now)
-        } else if Vrtc::PORTS.contains(&port) {
-            self.rtc.read(port, now).map(|(value, interrupt)| {
-                rtc = interrupt;
+        let device = PortDevice::at(port)?;
+        if size != 1 {
+            return Some(Err(Refused));
+        }
+        let value = match device {
+            PortDevice::Atpic => self.atpic.read(port),
+            PortDevice::Pit => self.pit.read(port, now),
+            PortDevice::Rtc => self.rtc.read(port, now).map(|(value, interrupt)| {
+                self.rtc_interrupt(interrupt);
                 value
-            })
-        } else {
-            return None;
+            }),
         };
-        self.rtc_interrupt(rtc);
-        Some(value.map(u32::from).and_then(|value| if size == 1 { Ok(value) } else { Err(Refused) }))
+        Some(value.map(u32::from))
     }
 
     /// `emulate_ioport` for OUT. `None` when the port is userspace's.
     pub(super) fn write_port(&mut self, port: u16, size: u8, data: u32, now: u64) -> Option<Result<(), Refused>> {
-        let ours = port == IO_PMTMR
-            || [&Vatpic::PORTS[..], &Vatpit::PORTS, &Vrtc::PORTS].iter().any(|ports| ports.contains(&port));
-        if ours && (size != 1 || port == IO_PMTMR) {
+        if port == IO_PMTMR {
+            return Some(Err(Refused));
+        }
+        let device = PortDevice::at(port)?;
+        if size != 1 {
             return Some(Err(Refused));
         }
         let value = data as u8;
-        let done = if Vatpic::PORTS.contains(&port) {
-            self.atpic.write(port, value).map(|rose| self.intr(rose))
-        } else if Vatpit::PORTS.contains(&port) {
-            self.pit.write(port, value, now)
-        } else if Vrtc::PORTS.contains(&port) {
-            self.rtc.write(port, value, now).map(|interrupt| self.rtc_interrupt(interrupt))
-        } else {
-            return None;
-        };
-        Some(done)
+        Some(match device {
+            PortDevice::Atpic => self.atpic.write(port, value).map(|rose| self.intr(rose)),
+            PortDevice::Pit => self.pit.write(port, value, now),
+            PortDevice::Rtc => self.rtc.write(port, value, now).map(|interrupt| self.rtc_interrupt(interrupt)),
+        })
     }
 
     // -- memory-mapped registers ------------------------------------------------------------------------------------
@@ -243,6 +238,22 @@ impl Board {
     /// VM_RTC_GETTIME.
     pub(super) fn time(&self, now: u64) -> i64 {
         self.rtc.get_time(now)
+    }
+}
+
+/// The devices whose ports take single bytes.
+#[derive(Clone, Copy)]
+enum PortDevice {
+    Atpic,
+    Pit,
+    Rtc,
+}
+
+impl PortDevice {
+    fn at(port: u16) -> Option<PortDevice> {
+        let devices: [(&[u16], PortDevice); 3] =
+            [(&Vatpic::PORTS, PortDevice::Atpic), (&Vatpit::PORTS, PortDevice::Pit), (&Vrtc::PORTS, PortDevice::Rtc)];
+        devices.into_iter().find(|(ports, _)| ports.contains(&port)).map(|(_, device)| device)
     }
 }
 

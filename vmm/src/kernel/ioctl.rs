@@ -56,10 +56,8 @@ impl Vm {
         };
         run.vm_exit = exit;
         store(arg, &run);
-        let vcpu = st.vcpu(id);
-        let repeated = vcpu.repeats_debug_exit(exit.exitcode);
-        vcpu.last_exit = Some(exit.exitcode);
-        if !repeated {
+        // The loop of a suspended AP's thread is one exit.
+        if st.vcpu(id).debug_streak <= 1 {
             let event = Event::Exit {
                 code: exit.exitcode,
                 name: exitcode::name(exit.exitcode).to_owned(),

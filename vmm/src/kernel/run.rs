@@ -86,9 +86,9 @@ impl Vm {
         }
     }
 
-    /// Who made the thread come out (VM_EXITCODE_REQIDLE, or another exit that came first) gets hold of the vCPU before the thread is back, as on a real
-    /// host, where the way through userspace takes longer than a wake-up. A thread that came back first would be asked to
-    /// come out again, for ever.
+    /// Who made the thread come out (VM_EXITCODE_REQIDLE, or another exit that came first) gets hold of the vCPU before the
+    /// thread is back, as on a real host, where the way through userspace takes longer than a wake-up. A thread that came
+    /// back first would be asked to come out again, for ever.
     fn give_way(&self, st: &mut State<'_>, id: usize) {
         if std::mem::take(&mut st.vcpu(id).gives_way) {
             MutexGuard::unlocked(st, || self.host.yield_now());
@@ -199,9 +199,9 @@ impl Vm {
         // What led to the last exit is over: what the guest does next follows from its having started.
         self.host.set_cause(vcpu.guest_cause);
         let now = self.host.now();
-        let deadline = [vcpu.vlapic.next_deadline(), board.next_deadline()].into_iter().flatten().min();
-        let until_deadline = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(now));
+        let until_deadline = state.next_deadline(id).map_or(u64::MAX, |deadline| deadline.saturating_sub(now));
         let budget = self.host.slice().min(until_deadline).max(1);
+        let vcpu = state.vcpu(id);
         let tpr = vcpu.vlapic.cr8() << 4;
         let mut engine = vcpu.engine.take().expect("made by ensure_engine, and nobody else runs it");
         engine.set_cr8(tpr);
@@ -305,8 +305,7 @@ impl Vm {
                     break;
                 }
             }
-            let deadline = [st.vcpu(id).vlapic.next_deadline(), st.board.next_deadline()].into_iter().flatten().min();
-            let timeout = deadline.map(|deadline| deadline.saturating_sub(self.host.now()).max(1));
+            let timeout = st.next_deadline(id).map(|deadline| deadline.saturating_sub(self.host.now()).max(1));
             self.sleep(st, id, self.vcpu_channel(id), timeout);
             // Waking takes time, so that a timer that fires at every tick cannot hold time up.
             self.host.charge(EXIT_NS);

@@ -1,6 +1,6 @@
 //! One vCPU: `struct vcpu` and what it is doing.
 
-use crate::abi::{Errno, cap, exitcode};
+use crate::abi::{Errno, cap};
 use crate::device::vlapic::Vlapic;
 use crate::engine::{Completion, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc};
 use crate::trace::Seq;
@@ -116,8 +116,6 @@ pub(super) struct Vcpu {
     pub(super) start_cause: Option<Seq>,
     /// The guest's first instruction: the cause of all that the guest does.
     pub(super) guest_cause: Option<Seq>,
-    /// The code of the last exit to userspace.
-    pub(super) last_exit: Option<u32>,
     /// How often in a row the thread came back only to hear VM_EXITCODE_DEBUG again.
     pub(super) debug_streak: u32,
     /// How often in a row the guest executed PAUSE with next to nothing in between, and how many instructions it had executed
@@ -179,7 +177,6 @@ impl Vcpu {
             fresh: false,
             start_cause: None,
             guest_cause: None,
-            last_exit: None,
             debug_streak: 0,
             pause_streak: 0,
             pause_instructions: 0,
@@ -340,11 +337,6 @@ impl Vcpu {
         self.nmi_pending
             || self.exception.is_some()
             || interrupts_enabled && (self.extint_pending || self.vlapic.pending().is_some())
-    }
-
-    /// Whether an exit with this code repeats the last one, as in the loop of a suspended AP's thread.
-    pub(super) fn repeats_debug_exit(&self, code: u32) -> bool {
-        code == exitcode::DEBUG && self.last_exit == Some(exitcode::DEBUG)
     }
 }
 

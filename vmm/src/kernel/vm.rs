@@ -355,6 +355,11 @@ impl VmState {
         self.vcpus.get(id)?.as_deref()
     }
 
+    /// When the next timer is due, the vCPU's own or one of the board, in nanoseconds.
+    pub(super) fn next_deadline(&mut self, id: usize) -> Option<u64> {
+        [self.vcpu(id).vlapic.next_deadline(), self.board.next_deadline()].into_iter().flatten().min()
+    }
+
     /// Whether the VM is suspended and the vCPU must not go on.
     pub(super) fn is_suspended(&self) -> bool {
         self.suspend != suspend::NONE
