@@ -37,7 +37,7 @@ impl Personality for Bhyve0bda8d3e {
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
         // spinup_vcpu reads every vCPU's RIP again; this one is not used.
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         setup::build_tables(&machine, launch.acpi)?;
         for vcpu in 0..i32::from(cpus.count) {
             spinup_vcpu(&machine, vcpu)?;

@@ -42,7 +42,7 @@ impl Personality for Bhyve13_1 {
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         // Step 5.
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        let rip = setup::boot_from_rom(&machine)?;
+        let rip = setup::boot(&machine, &launch.boot)?;
         setup::build_tables(&machine, launch.acpi)?;
         // Step 6.
         add_cpu(&machine, BSP, BSP, rip)?;

@@ -39,7 +39,7 @@ impl Personality for Bhyve13_2 {
         // With IPI_EXIT, so before memory is set up.
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         setup::build_tables(&machine, launch.acpi)?;
         for vcpu in 0..i32::from(cpus.count) {
             spinup_vcpu(&machine, vcpu)?;

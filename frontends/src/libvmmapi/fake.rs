@@ -146,8 +146,10 @@ impl SharedMemory for FakeMemory {
 
 impl System for FakeKernel {
     fn vm_create(&self, name: &str) -> Result<(), Errno> {
-        self.call(format!("create {name}"))?;
-        if self.rules.name_taken { Err(Errno::EEXIST) } else { Ok(()) }
+        let line = format!("create {name}");
+        let taken = self.rules.name_taken || self.state.lock().log.contains(&line);
+        self.call(line)?;
+        if taken { Err(Errno::EEXIST) } else { Ok(()) }
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno> {
