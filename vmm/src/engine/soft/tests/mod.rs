@@ -5,6 +5,7 @@ mod boot;
 mod code;
 mod devices;
 mod events;
+mod fpu;
 mod fuzz;
 mod integer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
