@@ -2,7 +2,7 @@
 
 use super::flags::{AC, IF, NT, RF, TF, VM};
 use super::mem::Bus;
-use super::state::{CS, Cpu, Raised, SS, Step, Stop, canonical, vector};
+use super::state::{CS, Cpu, Raised, SS, Step, Stop, vector};
 use crate::engine::Exit;
 
 /// Where an event comes from, as far as its delivery depends on it.
@@ -200,7 +200,7 @@ impl Cpu {
             size = 2;
         }
         let (code, cpl) = self.interrupt_target(bus, selector, ext)?;
-        let good = if self.long { canonical(offset) } else { offset <= u64::from(code.limit()) };
+        let good = if self.long { self.canonical(offset) } else { offset <= u64::from(code.limit()) };
         if !good {
             return Err(self.gp(ext));
         }

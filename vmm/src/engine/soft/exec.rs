@@ -42,6 +42,9 @@ impl Cpu {
             {
                 return exit;
             }
+            if bus.has_stale_pages() {
+                code.drop_stale(bus);
+            }
             if self.kick.take() {
                 return Exit::Kicked;
             }
