@@ -45,7 +45,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn linear(&self, seg: u8, offset: u64) -> u64 {
+    pub(super) fn linear(&self, seg: u8, offset: u64) -> u64 {
         self.seg(seg).origin.wrapping_add(offset) & self.linear_mask
     }
 

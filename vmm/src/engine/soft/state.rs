@@ -2,6 +2,7 @@
 
 use super::debug::Breakpoints;
 use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF};
+use super::fpu::Fpu;
 use super::jumps::{Jumps, Key};
 use super::mem::{Bus, Tlb};
 use super::word::{RDX, RIP, RSP, RegFile, Word};
@@ -34,6 +35,7 @@ pub(super) mod cr4 {
     pub(in super::super) const PAE: u64 = 1 << 5;
     pub(in super::super) const PGE: u64 = 1 << 7;
     pub(in super::super) const OSFXSR: u64 = 1 << 9;
+    pub(in super::super) const OSXMMEXCPT: u64 = 1 << 10;
     pub(in super::super) const UMIP: u64 = 1 << 11;
     pub(in super::super) const LA57: u64 = 1 << 12;
     pub(in super::super) const FSGSBASE: u64 = 1 << 16;
@@ -69,7 +71,9 @@ pub(super) mod vector {
     pub(in super::super) const SS: u8 = 12;
     pub(in super::super) const GP: u8 = 13;
     pub(in super::super) const PF: u8 = 14;
+    pub(in super::super) const MF: u8 = 16;
     pub(in super::super) const AC: u8 = 17;
+    pub(in super::super) const XM: u8 = 19;
 }
 
 /// Segment registers by their number in instructions; LDTR and TR share the array.
@@ -244,6 +248,7 @@ pub(super) struct Cpu {
     pub(super) pdpte: [u64; 4],
     pub(super) entry_instruction_length: u64,
     pub(super) msrs: Msrs,
+    pub(super) fpu: Fpu,
     /// Interrupts are blocked for one instruction, after STI or MOV SS.
     pub(super) shadow: bool,
     /// NMIs are blocked until IRET.
@@ -386,6 +391,7 @@ impl Cpu {
             pdpte: [0; 4],
             entry_instruction_length: 0,
             msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
+            fpu: Fpu::new(),
             shadow: false,
             nmi_blocked: false,
             trap_due: false,

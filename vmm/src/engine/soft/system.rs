@@ -272,9 +272,17 @@ impl Cpu {
     }
 }
 
+/// CPUID.1:ECX.OSXSAVE.
+const CPUID_OSXSAVE: u32 = 1 << 27;
+
 /// CPUID.
 pub(super) fn cpuid(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
-    let values = cpu.cpuid_values(cpu.get(RAX), cpu.get(RCX)).unwrap_or_default();
+    let leaf: u32 = cpu.get(RAX);
+    let mut values = cpu.cpuid_values(leaf, cpu.get(RCX)).unwrap_or_default();
+    if leaf == 1 {
+        let enabled = if cpu.cr4 & cr4::OSXSAVE != 0 { CPUID_OSXSAVE } else { 0 };
+        values[2] = values[2] & !CPUID_OSXSAVE | enabled;
+    }
     for (number, value) in [RAX, RBX, RCX, RDX].into_iter().zip(values) {
         cpu.put(number, value);
     }
