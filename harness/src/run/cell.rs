@@ -66,7 +66,11 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
     let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
     let expectation = setup.matrix.expectation(cell);
     let os_guest = setup.matrix.os_guest(&cell.guest);
-    let built = setup.engines.get(cell.engine).and_then(|engine| Ok((engine, launch(cell, os_guest)?)));
+    let engine = match os_guest {
+        Some(_) => setup.engines.get_for_os(cell.engine),
+        None => setup.engines.get(cell.engine),
+    };
+    let built = engine.and_then(|engine| Ok((engine, launch(cell, os_guest)?)));
     let (engine, launch) = match built {
         Ok(built) => built,
         Err(why) => {

@@ -1,5 +1,6 @@
 //! The engines of a run, and whether they work here.
 
+use super::speed;
 use crate::cell::EngineKind;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -12,6 +13,8 @@ pub struct Engines {
     soft: Arc<dyn Engine>,
     /// Probed when first asked for.
     kvm: OnceLock<Result<Arc<dyn Engine>, String>>,
+    /// Measured when first asked for.
+    kvm_mips: OnceLock<Result<f64, String>>,
     /// How many more cells may run on `kvm` now: their limits are real time, which cells that share a processor take from
     /// one another.
     kvm_slots: Mutex<usize>,
@@ -31,6 +34,7 @@ impl Engines {
         Engines {
             soft: Arc::new(SoftEngine::new()),
             kvm: OnceLock::new(),
+            kvm_mips: OnceLock::new(),
             kvm_slots: Mutex::new(processors),
             kvm_slot_free: Condvar::new(),
         }
@@ -45,6 +49,25 @@ impl Engines {
             EngineKind::Soft => Ok(self.soft.clone()),
             EngineKind::Kvm => self.kvm.get_or_init(probe_kvm).clone(),
         }
+    }
+
+    /// The engine, if it is fast enough for an operating system. `soft` always is, for its time is its own.
+    ///
+    /// # Errors
+    /// Why it cannot be used here, in one sentence: with the measured speed when it is too slow.
+    pub fn get_for_os(&self, kind: EngineKind) -> Result<Arc<dyn Engine>, String> {
+        let engine = self.get(kind)?;
+        if kind == EngineKind::Kvm {
+            let mips = self.kvm_mips.get_or_init(|| speed::measure(&*engine)).clone()?;
+            if mips < speed::NEEDED_MIPS {
+                return Err(format!(
+                    "{} executes {mips:.1} million instructions a second in ring 0, and an operating system needs {}",
+                    engine.backend(),
+                    speed::NEEDED_MIPS
+                ));
+            }
+        }
+        Ok(engine)
     }
 
     /// Waits until a cell may run on the engine: at once on `soft`, on `kvm` one cell for each of the host's processors.

@@ -2,6 +2,7 @@
 
 pub mod cell;
 pub mod engines;
+pub mod speed;
 
 pub use cell::{CellResult, CellRun, run_cell};
 pub use engines::Engines;

@@ -1,0 +1,205 @@
+//! Operating systems as guests: Debian's kernel on the software processor, by every boot protocol, with few and many CPUs,
+//! and the same twice.
+//!
+//! Each test needs what `spinup guests fetch linux busybox` fetches, and is ignored where that is not here. So is everything
+//! in a build without optimization, in which a boot takes minutes.
+
+use guests::os::{Package, cache_directory};
+use libtest_mimic::{Arguments, Failed, Trial};
+use spinup::cell::Cell;
+use spinup::matrix::Matrix;
+use spinup::outcome::OutcomeKind;
+use spinup::run::{CellRun, Engines, Setup, run_cell};
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use vmm::trace::Event;
+
+const MATRIX: &str = include_str!("../../matrix.toml");
+
+/// A test, and what it needs.
+struct Test {
+    name: &'static str,
+    needs: &'static [Package],
+    run: fn() -> Result<(), Failed>,
+}
+
+const LINUX: &[Package] = &[Package::Linux];
+
+const TESTS: &[Test] = &[
+    Test {
+        name: "linux_brings_up_2_cpus",
+        needs: LINUX,
+        run: || comes_up("bhyve-13.2@fbsd-13.2/linux-os/xapic-2/soft"),
+    },
+    Test {
+        name: "linux_brings_up_8_cpus_in_x2apic_mode",
+        needs: LINUX,
+        run: || comes_up("bhyve-13.2@fbsd-13.2/linux-os/x2apic-8/soft"),
+    },
+    Test {
+        name: "linux_brings_up_cpus_that_are_activated_lazily",
+        needs: LINUX,
+        run: || comes_up("bhyve-13.1@fbsd-13.1/linux-os/xapic-2/soft"),
+    },
+    Test { name: "linux_goes_on_without_an_ap", needs: LINUX, run: an_ap_is_missing },
+    Test { name: "the_same_seed_boots_the_same", needs: LINUX, run: the_same_twice },
+    Test { name: "the_32_bit_protocol", needs: LINUX, run: || by_protocol("linux", "linux32") },
+    Test { name: "vmlinux_by_pvh", needs: LINUX, run: || decompressed("pvh") },
+    Test { name: "vmlinux_in_long_mode", needs: LINUX, run: || decompressed("linux64") },
+    Test { name: "busybox_is_an_init_too", needs: &[Package::Linux, Package::Busybox], run: busybox },
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let cache = cache_directory();
+    let trials = TESTS
+        .iter()
+        .map(|test| {
+            let missing = test.needs.iter().any(|package| package.cached(&cache).is_err());
+            let ignored = missing || cfg!(debug_assertions);
+            Trial::test(test.name, test.run).with_ignored_flag(ignored)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn matrix(more: &str) -> Matrix {
+    Matrix::parse("matrix.toml", &format!("{MATRIX}\n{more}")).expect("the tables are right")
+}
+
+fn run(matrix: Matrix, cell: &str, seed: u64) -> Result<CellRun, Failed> {
+    let cell: Cell = cell.parse().map_err(|error: spinup::cell::CellNameError| error.to_string())?;
+    matrix.check_cell(&cell)?;
+    let setup = Setup { matrix, engines: Engines::new(), seed, timeout: None };
+    Ok(run_cell(&setup, &cell))
+}
+
+fn console(run: &CellRun) -> String {
+    String::from_utf8_lossy(&run.serial).into_owned()
+}
+
+/// The last lines of the console, for a test that failed.
+fn tail(run: &CellRun) -> String {
+    let console = console(run);
+    let lines: Vec<&str> = console.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+fn expect(holds: bool, what: &str, run: &CellRun) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(format!("{what}: {:?}\n{}", run.result.outcome, tail(run)).into()) }
+}
+
+/// Every CPU is up, by the kernel's word, by the init's, and by the vCPU that the report came from.
+fn all_up(run: &CellRun) -> Result<(), Failed> {
+    let cpus = run.result.cell.cpus;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", run)?;
+    let console = console(run);
+    expect(console.contains(&format!("smp: Brought up 1 node, {cpus} CPUs")), "the kernel did not say so", run)?;
+    expect(console.contains("reboot: Power down"), "it did not power off", run)?;
+    for cpu in 0..cpus {
+        expect(console.contains(&format!("cpu {cpu} ok (APIC ID {cpu})")), "a CPU did not say so", run)?;
+    }
+    let trace = &run.trace.as_ref().expect("the cell ran").trace;
+    for record in &trace.records {
+        if let Event::Report(vmm::trace::GuestReport::ApOnline { apic_id }) = record.event {
+            expect(record.vcpu.map(u32::from) == Some(apic_id), "an AP's report came from another vCPU", run)?;
+        }
+    }
+    let milestones: Vec<&str> = trace
+        .records
+        .iter()
+        .filter_map(|record| if let Event::Milestone { name, .. } = &record.event { Some(name.as_str()) } else { None })
+        .collect();
+    let expected = ["kernel", "acpi", "smp-start", "smp-done", "init", "power-off"];
+    expect(milestones == expected, &format!("the milestones are {milestones:?}"), run)
+}
+
+fn comes_up(cell: &str) -> Result<(), Failed> {
+    all_up(&run(matrix(""), cell, 0)?)
+}
+
+/// A pairing that loses INITs: Linux waits for 10 s, and then goes on with one CPU.
+fn an_ap_is_missing() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.1@main-7c326ab5/linux-os/xapic-2/soft", 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Hang, "not a hang", &run)?;
+    expect(!run.result.verdict.is_red(), "not as expected", &run)?;
+    let console = console(&run);
+    expect(console.contains("smp: Brought up 1 node, 1 CPU"), "the kernel did not go on", &run)?;
+    expect(console.contains("cpu 1 is missing"), "the init did not miss it", &run)
+}
+
+fn the_same_twice() -> Result<(), Failed> {
+    const CELL: &str = "bhyve-13.2@fbsd-13.2/linux-os/xapic-4/soft";
+    let [one, two] = [run(matrix(""), CELL, 7)?, run(matrix(""), CELL, 7)?];
+    all_up(&one)?;
+    expect(one.serial == two.serial, "the second boot log differs", &two)?;
+    let [one_hash, two_hash] = [&one, &two].map(|run| run.trace.as_ref().map(|trace| trace.sha256()));
+    expect(one_hash == two_hash, "the second trace differs", &two)?;
+    expect(one.result.instructions == two.result.instructions, "the second executed other instructions", &two)
+}
+
+/// The same guest with another kernel file and protocol.
+fn by_protocol(kernel: &str, protocol: &str) -> Result<(), Failed> {
+    let guest = format!(
+        r#"
+[[guest]]
+name = "linux-entered"
+about = "entered by another protocol"
+kernel = "{kernel}"
+initrd = "spinup"
+protocol = "{protocol}"
+cmdline = "console=ttyS0 panic=-1 cryptomgr.notests"
+memory_mib = 256
+limits = {{ soft = {{ base_ms = 30000, per_cpu_ms = 2000 }}, kvm = {{ base_ms = 60000, per_cpu_ms = 5000 }} }}
+milestones = [
+    {{ name = "kernel", line = "Linux version " }},
+    {{ name = "acpi", line = "ACPI: Early table checksum" }},
+    {{ name = "smp-start", line = "smp: Bringing up secondary CPUs" }},
+    {{ name = "smp-done", line = "smp: Brought up" }},
+    {{ name = "init", line = "Run /init as init process" }},
+    {{ name = "power-off", line = "reboot: Power down" }},
+]
+"#
+    );
+    all_up(&run(matrix(&guest), "bhyve-13.2@fbsd-13.2/linux-entered/xapic-2/soft", 0)?)
+}
+
+/// The program inside the bzImage, taken out as its own stub does.
+fn decompressed(protocol: &str) -> Result<(), Failed> {
+    let bzimage = Package::Linux.cached(&cache_directory()).map_err(|missing| missing.to_string())?.bytes;
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(&payload(&bzimage)?)?;
+    by_protocol(&file.path().display().to_string(), protocol)
+}
+
+/// The payload of a bzImage in LZ4's legacy format: a magic number, then blocks of at most 8 MiB with their length before
+/// each; the kernel's build appends the length of the whole.
+fn payload(bzimage: &[u8]) -> Result<Vec<u8>, Failed> {
+    const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
+    const BLOCK: usize = 8 << 20;
+    let word = |at: usize| u32::from_le_bytes(bzimage[at..at + 4].try_into().expect("4 bytes")) as usize;
+    // payload_offset and payload_length of the setup header count from the protected-mode kernel.
+    let (offset, len) = (word(0x248), word(0x24c));
+    let begin = (usize::from(bzimage[0x1f1]) + 1) * 512 + offset;
+    let blocks =
+        bzimage[begin..begin + len - 4].strip_prefix(&MAGIC).ok_or("the payload is not in LZ4's legacy format")?;
+    let (mut rest, mut program) = (blocks, Vec::with_capacity(word(begin + len - 4)));
+    while let Some((head, tail)) = rest.split_first_chunk() {
+        let (block, after) = tail.split_at(u32::from_le_bytes(*head) as usize);
+        program.extend(lz4_flex::block::decompress(block, BLOCK).map_err(|error| error.to_string())?);
+        rest = after;
+    }
+    Ok(program)
+}
+
+fn busybox() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.2@fbsd-13.2/linux-busybox/xapic-2/soft", 0)?;
+    all_up(&run)?;
+    let console = console(&run);
+    expect(console.contains("busybox: 2 CPUs online"), "busybox did not count", &run)?;
+    for cpu in 0..2 {
+        expect(console.contains(&format!("busybox: cpu {cpu} counted to 500")), "a CPU did not count", &run)?;
+    }
+    Ok(())
+}
