@@ -191,7 +191,15 @@ impl Cpu {
         if let Some(high) = high {
             value |= self.read_part(bus, high, context)? << high.shift;
         }
+        self.watch(linear, size, false);
         Ok(value)
+    }
+
+    /// Puts a page into the translation cache. `write` only if it may be written without further ado.
+    fn remember(&mut self, part: Part, context: u64, host: HostPtr, write: bool) {
+        if self.may_cache(part.linear) {
+            self.tlb.fill(part.linear, context, part.to, host, write);
+        }
     }
 
     fn read_part(&mut self, bus: &mut Bus, part: Part, context: u64) -> Result<u64, Stop> {
@@ -199,7 +207,7 @@ impl Cpu {
             let kind = AccessKind::MmioRead { gpa: part.to.gpa };
             return self.outside(Access { kind, size: part.size as u8, value: 0, retires_at: None });
         };
-        self.tlb.fill(part.linear, context, part.to, place.host, false);
+        self.remember(part, context, place.host, false);
         let mut bytes = [0; 8];
         place.host.read_bytes(&mut bytes[..part.size as usize]);
         Ok(u64::from_le_bytes(bytes))
@@ -221,8 +229,9 @@ impl Cpu {
             place.host.write_bytes(&(value >> part.shift).to_le_bytes()[..part.size as usize]);
             self.after_write(bus, part.to.gpa, u64::from(part.size));
             let fast = !bus.has_code(part.to.gpa);
-            self.tlb.fill(part.linear, context, part.to, place.host, fast);
+            self.remember(part, context, place.host, fast);
         }
+        self.watch(linear, size, true);
         Ok(())
     }
 
@@ -294,7 +303,7 @@ impl Cpu {
         for part in [Some(low), high].into_iter().flatten() {
             let mut bytes = [0xFF; 8];
             if let Some(place) = bus.place(part.to.gpa) {
-                self.tlb.fill(part.linear, context, part.to, place.host, false);
+                self.remember(part, context, place.host, false);
                 place.host.read_bytes(&mut bytes[..part.size as usize]);
             }
             value |= low_bytes(u64::from_le_bytes(bytes), part.size) << part.shift;

@@ -56,6 +56,9 @@ impl Cpu {
             match delivered {
                 Ok(()) => {
                     self.pending_exception = None;
+                    if present.vector == vector::DB {
+                        self.end_general_detection();
+                    }
                     return Ok(());
                 }
                 Err(Stop::Fault) => {
@@ -122,6 +125,7 @@ impl Cpu {
     /// INT1, executed: a trap without the checks of INT n.
     pub(super) fn debug_interrupt(&mut self, bus: &mut Bus) -> Step {
         self.deliver(bus, vector::DB, None, Origin::Hardware, 0)?;
+        self.end_general_detection();
         self.trap_due = false;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Segment registers, descriptors, and far transfers of control (SDM 3A chapters 3, 5 and 6; SDM 2 by mnemonic).
 
-use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, STATUS, TF, VIF, VIP, VM};
+use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, RF, STATUS, TF, VIF, VIP, VM};
 use super::mem::Bus;
 use super::op::{Op, RmDst, RmSrc, Source, Target, flag};
 use super::state::{CS, Cpu, DS, ES, FS, GS, LDTR, SS, Seg, Step, Stop, TR, access, vector};
@@ -626,8 +626,8 @@ impl Cpu {
         Ok(())
     }
 
-    /// Sets RFLAGS from what IRET popped, with the rights of the privilege level that it left. RF is not taken over: it
-    /// only suppresses instruction breakpoints, which there are none of, until the next instruction is done.
+    /// Sets RFLAGS from what IRET popped, with the rights of the privilege level that it left. RF is taken over only where
+    /// it matters, since it holds for one instruction: while breakpoints are enabled.
     fn return_flags(&mut self, value: u64, bits: u32, from: u8) {
         let mut kept = VM | FIXED;
         if from > 0 {
@@ -639,7 +639,8 @@ impl Cpu {
         if bits == 16 {
             kept |= !0xFFFF;
         }
-        let defined = STATUS | TF | IF | DF | IOPL | NT | AC | VIF | VIP | ID;
+        let resume = if self.breakpoints.any() { RF } else { 0 };
+        let defined = STATUS | TF | IF | DF | IOPL | NT | AC | VIF | VIP | ID | resume;
         let old = self.rflags();
         self.set_rflags(old & kept | value & !kept & defined);
     }

@@ -1,5 +1,6 @@
 //! The architectural state of one processor, and what is derived from it for speed.
 
+use super::debug::Breakpoints;
 use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF};
 use super::fpu::Fpu;
 use super::jumps::{Jumps, Key};
@@ -29,6 +30,7 @@ pub(super) mod cr0 {
 /// CR4.
 pub(super) mod cr4 {
     pub(in super::super) const TSD: u64 = 1 << 2;
+    pub(in super::super) const DE: u64 = 1 << 3;
     pub(in super::super) const PSE: u64 = 1 << 4;
     pub(in super::super) const PAE: u64 = 1 << 5;
     pub(in super::super) const PGE: u64 = 1 << 7;
@@ -254,6 +256,12 @@ pub(super) struct Cpu {
 
     /// The instruction that executes began with TF set, and a single-step trap comes behind it.
     pub(super) trap_due: bool,
+    /// SS was loaded: debug exceptions are put off by one instruction.
+    pub(super) debug_inhibited: bool,
+    /// Bits of DR6 for data breakpoints that the present instruction touched.
+    pub(super) debug_hits: u64,
+    /// What the debug registers watch.
+    pub(super) breakpoints: Breakpoints,
 
     // Events on their way in.
     pub(super) pending_exception: Option<Raised>,
@@ -387,6 +395,9 @@ impl Cpu {
             shadow: false,
             nmi_blocked: false,
             trap_due: false,
+            debug_inhibited: false,
+            debug_hits: 0,
+            breakpoints: Breakpoints::default(),
             pending_exception: None,
             pending_nmi: false,
             pending_interrupt: None,

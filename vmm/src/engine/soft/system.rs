@@ -164,6 +164,7 @@ impl Cpu {
             self.flush_translations();
         }
         self.derive();
+        self.derive_breakpoints();
         Ok(())
     }
 
@@ -385,9 +386,8 @@ pub(super) fn mov_to_cr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
 
 /// DR4 and DR5 are DR6 and DR7 unless CR4.DE is set.
 fn debug_register(cpu: &mut Cpu, number: u8) -> Result<usize, Stop> {
-    const DE: u64 = 1 << 3;
     match number {
-        4 | 5 if cpu.cr4 & DE != 0 => Err(cpu.ud()),
+        4 | 5 if cpu.cr4 & cr4::DE != 0 => Err(cpu.ud()),
         4 | 5 => Ok(usize::from(number) + 2),
         _ => Ok(usize::from(number & 7)),
     }
@@ -397,12 +397,13 @@ fn debug_register(cpu: &mut Cpu, number: u8) -> Result<usize, Stop> {
 pub(super) fn mov_from_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     let number = debug_register(cpu, op.extra)?;
     cpu.check_cpl0()?;
+    cpu.check_general_detection()?;
     let value = cpu.dr[number];
     put_system_width(cpu, op.dst, value);
     Ok(())
 }
 
-/// MOV to a debug register. Breakpoints and general detection are recorded as unimplemented when they are enabled.
+/// MOV to a debug register.
 pub(super) fn mov_to_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     let number = debug_register(cpu, op.extra)?;
     cpu.check_cpl0()?;
@@ -410,16 +411,13 @@ pub(super) fn mov_to_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     if number >= 6 && value >> 32 != 0 {
         return Err(cpu.gp(0));
     }
+    cpu.check_general_detection()?;
     cpu.dr[number] = match number {
         6 => value & 0xE00F | DR6_FIXED,
         7 => value & 0xFFFF_23FF | DR7_FIXED,
         _ => value,
     };
-    // L0 to G3, GD.
-    if number == 7 && value & 0x20FF != 0 {
-        let rip = cpu.rip().wrapping_sub(u64::from(op.len));
-        cpu.record_unimplemented("breakpoint in a debug register", rip);
-    }
+    cpu.derive_breakpoints();
     Ok(())
 }
 

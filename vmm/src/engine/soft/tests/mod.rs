@@ -3,6 +3,7 @@
 
 mod boot;
 mod code;
+mod debug;
 mod devices;
 mod events;
 mod fpu;
