@@ -27,11 +27,12 @@ impl Apt {
         Apt { options: Vec::new() }
     }
 
-    /// With lists of its own in a directory, which it fetches: this needs no root.
+    /// With lists of its own in a directory, which it fetches: this needs no root. With it comes what apt complained about:
+    /// it may have fetched the lists all the same, for a system's own hooks behind `update` fail without root.
     ///
     /// # Errors
-    /// What apt says.
-    pub(super) fn private(directory: &Path) -> Result<Apt, String> {
+    /// When the directory cannot be written.
+    pub(super) fn private(directory: &Path) -> Result<(Apt, Option<String>), String> {
         let mut options = Vec::new();
         for (option, place) in [("Dir::State", "state"), ("Dir::State::lists", "state/lists"), ("Dir::Cache", "cache")]
         {
@@ -43,8 +44,8 @@ impl Apt {
         // What is installed does not matter, and nobody else may read the directory.
         options.extend(["-o", "Dir::State::status=/dev/null", "-o", "APT::Sandbox::User=root"].map(OsString::from));
         let apt = Apt { options };
-        apt.run("apt-get", &["update", "-q"], directory)?;
-        Ok(apt)
+        let complaint = apt.run("apt-get", &["update", "-q"], directory).err();
+        Ok((apt, complaint))
     }
 
     /// The package that a metapackage needs whose name begins with `prefix`, in its newest version.

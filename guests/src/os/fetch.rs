@@ -1,7 +1,7 @@
 //! The cache of what is fetched: one directory for each package with the file and `record.toml`, which says where it came
 //! from and what its hash is.
 
-use super::apt::Apt;
+use super::apt::{Apt, Offer};
 use super::deb;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -186,13 +186,11 @@ impl Package {
         written(&directory, std::fs::create_dir_all(&directory))?;
         let scratch =
             tempfile::tempdir_in(&directory).map_err(|source| FetchError::Write { path: directory.clone(), source })?;
-        let (offer, package) =
-            self.download(&Apt::system(), scratch.path()).or_else(|with_system_lists| {
-                let apt = Apt::private(&cache.join("apt"));
-                apt.and_then(|apt| self.download(&apt, scratch.path())).map_err(|with_lists_of_its_own| {
-                    FetchError::Apt { package: self.name(), with_system_lists, with_lists_of_its_own }
-                })
-            })?;
+        let (offer, package) = self.download(&Apt::system(), scratch.path()).or_else(|with_system_lists| {
+            self.download_without_root(&cache.join("apt"), scratch.path()).map_err(|with_lists_of_its_own| {
+                FetchError::Apt { package: self.name(), with_system_lists, with_lists_of_its_own }
+            })
+        })?;
         let found = sha256(&package);
         if found != offer.sha256 {
             return Err(FetchError::Hash { file: offer.file, expected: offer.sha256, found });
@@ -209,7 +207,15 @@ impl Package {
         Ok(Cached { bytes: bytes.into(), record })
     }
 
-    fn download(self, apt: &Apt, scratch: &Path) -> Result<(super::apt::Offer, Vec<u8>), String> {
+    fn download_without_root(self, lists: &Path, scratch: &Path) -> Result<(Offer, Vec<u8>), String> {
+        let (apt, complaint) = Apt::private(lists)?;
+        self.download(&apt, scratch).map_err(|error| match complaint {
+            Some(complaint) => format!("{complaint}; {error}"),
+            None => error,
+        })
+    }
+
+    fn download(self, apt: &Apt, scratch: &Path) -> Result<(Offer, Vec<u8>), String> {
         let package = self.resolve(apt)?;
         let offer = apt.offer(&package)?;
         let path = apt.download(&package, scratch)?;
