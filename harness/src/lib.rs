@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod cell;
 pub mod cli;
 pub mod diff;
+pub mod gdb;
 pub mod matrix;
 pub mod outcome;
 pub mod pattern;

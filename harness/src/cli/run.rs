@@ -1,14 +1,15 @@
 //! `spinup run`: runs a selection of cells and prints the grid.
 
 use super::{CellArgs, Failure, SelectArgs, print_and_exit};
-use crate::cell::Cell;
+use crate::cell::{Cell, EngineKind};
 use crate::matrix::verdict::Verdict;
 use crate::report::{self, grid, json};
-use crate::run::{CellResult, Setup, Shard, for_each, run_cell};
+use crate::run::{CellResult, Engines, Setup, Shard, for_each, run_cell};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Write};
+use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -38,19 +39,26 @@ pub(super) struct RunArgs {
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Let GDB debug the guest of the one cell that is selected, on `soft`: it waits for a connection to this address, and every
+    /// vCPU is a thread
+    #[arg(long, value_name = "[HOST]:PORT")]
+    gdb: Option<String>,
     /// Write the trace of each cell as a file of its name below this directory
     #[arg(long, value_name = "DIR")]
     trace_dir: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
-    let setup = args.cells.setup()?;
+    let mut setup = args.cells.setup()?;
     let mut cells = args.select.cells(&setup.matrix)?;
     if let Some(shard) = args.shard {
         cells = shard.of(cells);
         if cells.is_empty() {
             return Err(Failure::Usage("this shard has no cell: there are fewer cells than shards".into()));
         }
+    }
+    if let Some(address) = &args.gdb {
+        setup.engines = debugged(address, &cells)?;
     }
     let interrupted = Arc::new(AtomicBool::new(false));
     // The second interrupt does not wait for cells to end.
@@ -73,6 +81,22 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let stopped = results.iter().any(|result| result.verdict == Verdict::Skipped);
     let status = if stopped { INTERRUPTED } else { report::exit_status(&results) };
     print_and_exit(&grid::render(&results, &context), status)
+}
+
+/// The engines for a cell under GDB.
+fn debugged(address: &str, cells: &[Cell]) -> Result<Engines, Failure> {
+    if !matches!(cells, [Cell { engine: EngineKind::Soft, .. }]) {
+        return Err(Failure::Usage(format!(
+            "--gdb is for one cell on the engine soft, and {} are selected",
+            cells.len()
+        )));
+    }
+    let address = if address.starts_with(':') { format!("127.0.0.1{address}") } else { address.to_owned() };
+    let listener = TcpListener::bind(&address).map_err(|error| Failure::Usage(format!("{address}: {error}")))?;
+    let bound = listener.local_addr().map_err(|error| Failure::Harness(error.to_string()))?;
+    // To standard error, where the guest's outcome is not.
+    let _ = writeln!(anstream::stderr(), "waiting for gdb: target remote {bound}");
+    Ok(Engines::debugged(listener))
 }
 
 /// Runs the cells and keeps the files up to date; the results in the order of the cells.

@@ -2,6 +2,8 @@
 
 use super::speed;
 use crate::cell::EngineKind;
+use crate::gdb::DebuggedEngine;
+use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use vmm::engine::Engine;
@@ -38,6 +40,13 @@ impl Engines {
             kvm_slots: Mutex::new(processors),
             kvm_slot_free: Condvar::new(),
         }
+    }
+
+    /// The engines, with `soft` under the debugger that connects to `listener`.
+    #[must_use]
+    pub fn debugged(listener: TcpListener) -> Engines {
+        let engines = Engines::new();
+        Engines { soft: Arc::new(DebuggedEngine::new(engines.soft.clone(), listener)), ..engines }
     }
 
     /// The engine.
