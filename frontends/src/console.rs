@@ -16,8 +16,11 @@ const STDERR_CAPACITY: usize = 10_000;
 #[derive(Clone, Default)]
 pub struct Console {
     printed: Arc<Mutex<Printed>>,
-    watch: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    watch: Option<Arc<Watch>>,
 }
+
+/// What is called with each line of the serial port.
+type Watch = dyn Fn(&str) + Send + Sync;
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,7 +12,6 @@ use spinup::outcome::OutcomeKind;
 use spinup::run::{CellRun, Engines, Setup, run_cell};
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
 use vmm::trace::Event;
 
 const MATRIX: &str = include_str!("../../matrix.toml");

@@ -143,13 +143,16 @@ pub(super) fn page_tables() -> Vec<u8> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     const DIRECTORIES: u64 = 4;
-    let mut tables = vec![0; ((2 + DIRECTORIES) * PAGE) as usize];
-    put_u64(&mut tables, 0, PAGE_TABLES + PAGE | PRESENT_WRITABLE);
+    let page = |number: u64| number * PAGE;
+    let mut tables = vec![0; page(2 + DIRECTORIES) as usize];
+    let mut map =
+        |at: u64, address: u64, bits: u64| put_u64(&mut tables, at as usize, address | PRESENT_WRITABLE | bits);
+    map(page(0), PAGE_TABLES + page(1), 0);
     for directory in 0..DIRECTORIES {
-        put_u64(&mut tables, (PAGE + 8 * directory) as usize, PAGE_TABLES + (2 + directory) * PAGE | PRESENT_WRITABLE);
+        map(page(1) + 8 * directory, PAGE_TABLES + page(2 + directory), 0);
     }
-    for page in 0..DIRECTORIES * 512 {
-        put_u64(&mut tables, (2 * PAGE + 8 * page) as usize, page << 21 | LARGE | PRESENT_WRITABLE);
+    for large in 0..DIRECTORIES * 512 {
+        map(page(2) + 8 * large, large << 21, LARGE);
     }
     tables
 }
