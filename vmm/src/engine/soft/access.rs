@@ -44,6 +44,14 @@ impl Cpu {
         op.truncate_address(address)
     }
 
+    /// The same for a 64-bit address.
+    #[inline(always)]
+    pub(super) fn flat_address(&self, op: &Op) -> u64 {
+        let base: u64 = self.get(op.base);
+        let index: u64 = self.get(op.index);
+        base.wrapping_add(index << (op.scale & 3)).wrapping_add(i64::from(op.displacement) as u64)
+    }
+
     #[inline(always)]
     pub(super) fn linear(&self, seg: u8, offset: u64) -> u64 {
         self.seg(seg).origin.wrapping_add(offset) & self.linear_mask
@@ -72,6 +80,34 @@ impl Cpu {
             return Ok(());
         }
         self.write_slow(bus, seg, offset, T::BYTES, value.zx())
+    }
+
+    /// Reads an operand at a linear address, in 64-bit mode and a segment without a base.
+    #[inline(always)]
+    pub(super) fn read_flat<T: Word>(&mut self, bus: &mut Bus, seg: u8, linear: u64) -> Result<T, Stop> {
+        if let Some(host) = self.tlb.readable::<T>(linear, self.data_context) {
+            return Ok(host.read());
+        }
+        self.read_slow(bus, seg, linear, T::BYTES).map(T::of)
+    }
+
+    /// Writes an operand at a linear address, in 64-bit mode and a segment without a base.
+    #[inline(always)]
+    pub(super) fn write_flat<T: Word>(&mut self, bus: &mut Bus, seg: u8, linear: u64, value: T) -> Step {
+        if let Some(host) = self.tlb.writable::<T>(linear, self.data_context) {
+            host.write(value);
+            return Ok(());
+        }
+        self.write_slow(bus, seg, linear, T::BYTES, value.zx())
+    }
+
+    /// Opens an operand at a linear address, in 64-bit mode and a segment without a base.
+    #[inline(always)]
+    pub(super) fn open_flat<T: Word>(&mut self, bus: &mut Bus, seg: u8, linear: u64) -> Result<Opened, Stop> {
+        if let Some(host) = self.tlb.writable::<T>(linear, self.data_context) {
+            return Ok(Opened::Host(host));
+        }
+        self.open_slow(bus, seg, linear, T::BYTES).map(Opened::Slow)
     }
 
     /// Opens an operand for reading and then writing: every fault that either could raise is raised now.

@@ -5,7 +5,7 @@
 
 use super::flags::Status;
 use super::mem::Bus;
-use super::op::{Mem, Op, RmDst, RmSrc, Source, Target, flag};
+use super::op::{Address, Mem, Op, RmDst, RmSrc, Source, Target, flag};
 use super::state::{Cpu, Step, vector};
 use super::word::{RAX, RBX, RCX, RDX, Word};
 
@@ -590,8 +590,8 @@ pub(super) fn extend_into_dx<T: Word>(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Ste
 }
 
 /// LEA.
-pub(super) fn lea<T: Word>(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
-    let address = cpu.effective_address(op);
+pub(super) fn lea<T: Word, M: Address>(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
+    let address = M::address(cpu, op);
     cpu.put(op.dst, T::of(address));
     Ok(())
 }

@@ -9,14 +9,14 @@
 //! compared with memory before it runs again.
 
 use super::decode::{self, Decoded};
-use super::jumps::BlockId;
 use super::mem::{Bus, FixedMap, context, page_of, page_offset};
 use super::op::Op;
 use super::paging::Purpose;
-use super::state::{CS, CodeSize, Cpu, Stop};
+use super::state::{CS, CodeSize, Cpu, Step, Stop};
 use crate::engine::Exit;
 use crate::memory::PAGE_SIZE;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use zerocopy::FromZeros;
 
 /// The longest instruction, in bytes.
 const MAX_INSTRUCTION: usize = 15;
@@ -26,21 +26,17 @@ const MAX_BLOCK: usize = 32;
 const MAX_OPS: usize = 1 << 20;
 
 /// Where a block's instructions lie in the cache.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromZeros)]
 pub(super) struct Block {
-    start: u32,
-    /// 0 once the block is dead.
-    count: u16,
+    pub(super) start: u32,
+    pub(super) count: u16,
     /// Length in guest memory.
     pub(super) bytes: u16,
 }
 
-impl Block {
-    #[inline(always)]
-    fn is_alive(self) -> bool {
-        self.count != 0
-    }
-}
+/// A block's number in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BlockId(u32);
 
 /// What a block was decoded from.
 #[derive(Clone, Copy, Debug)]
@@ -88,12 +84,6 @@ impl CodeCache {
         &self.ops[start..start + usize::from(block.count)]
     }
 
-    /// The block with this number, if it is alive.
-    #[inline(always)]
-    fn alive(&self, id: BlockId) -> Option<Block> {
-        self.blocks.get(id.0 as usize).copied().filter(|block| block.is_alive())
-    }
-
     /// Whether memory still holds what a block was decoded from.
     fn is_current(&self, bus: &Bus, block: Block, source: Source) -> bool {
         let mut memory = [0; MAX_BLOCK * MAX_INSTRUCTION];
@@ -119,9 +109,9 @@ impl CodeCache {
         id
     }
 
-    /// Lets a block die: whatever short cuts lead to it find it dead.
+    /// Lets a block die: short cuts that still lead to it meet an operation that removes them.
     fn kill(&mut self, id: BlockId) {
-        self.blocks[id.0 as usize].count = 0;
+        self.ops[self.blocks[id.0 as usize].start as usize].run = dead;
         let key = self.sources[id.0 as usize].key;
         if self.index.get(&key) == Some(&id) {
             self.index.remove(&key);
@@ -180,11 +170,16 @@ impl Cpu {
     #[inline(always)]
     pub(super) fn fetch(&mut self, bus: &mut Bus, code: &mut CodeCache) -> Result<Block, Stop> {
         let linear = self.seg(CS).origin.wrapping_add(self.rip()) & self.linear_mask;
-        let known = self.jumps.find(linear, self.fetch_keys).and_then(|id| code.alive(id));
-        match known {
+        match self.jumps.find(linear, self.fetch_keys) {
             Some(block) => Ok(block),
             None => self.fetch_slow(bus, code, linear),
         }
+    }
+
+    /// Forgets the short cut from the instruction pointer, so that [`Cpu::fetch`] returns a block that is alive.
+    pub(super) fn forget_short_cut(&mut self) {
+        let linear = self.seg(CS).origin.wrapping_add(self.rip()) & self.linear_mask;
+        self.jumps.forget_block(linear);
     }
 
     #[cold]
@@ -199,7 +194,7 @@ impl Cpu {
         let block = code.blocks[id.0 as usize];
         // A block of two pages depends on both translations: it is looked up each time.
         if code.sources[id.0 as usize].second_page.is_none() {
-            self.jumps.remember(linear, self.fetch_keys, id);
+            self.jumps.remember(linear, self.fetch_keys, block);
         }
         Ok(block)
     }
@@ -315,6 +310,11 @@ impl Cpu {
             count => Ok(count),
         }
     }
+}
+
+/// The first operation of a block that is dead: the run loop looks for a live one.
+fn dead(_: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
+    Err(Stop::Stale)
 }
 
 fn decoder(bytes: &[u8], size: CodeSize) -> Decoder<'_> {

@@ -175,6 +175,50 @@ pub(super) fn pop_memory<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step
     Mem::put(cpu, bus, op, value).inspect_err(|_| cpu.put(RSP, rsp))
 }
 
+/// PUSH of a 64-bit register in 64-bit mode.
+pub(super) fn push_flat(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    let value: u64 = cpu.get(op.dst);
+    let sp = cpu.rsp().wrapping_sub(8);
+    cpu.write_flat(bus, SS, sp, value)?;
+    cpu.put(RSP, sp);
+    Ok(())
+}
+
+/// POP into a 64-bit register in 64-bit mode.
+pub(super) fn pop_flat(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    let sp = cpu.rsp();
+    let value: u64 = cpu.read_flat(bus, SS, sp)?;
+    cpu.put(RSP, sp.wrapping_add(8));
+    cpu.put(op.dst, value);
+    Ok(())
+}
+
+/// CALL to a relative target in 64-bit mode.
+pub(super) fn call_flat(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    let rip = cpu.rip();
+    let target = rip.wrapping_add(op.immediate);
+    if !cpu.canonical(target) {
+        return Err(cpu.gp(0));
+    }
+    let sp = cpu.rsp().wrapping_sub(8);
+    cpu.write_flat(bus, SS, sp, rip)?;
+    cpu.put(RSP, sp);
+    cpu.set_rip(target);
+    Ok(())
+}
+
+/// RET in 64-bit mode.
+pub(super) fn ret_flat(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    let sp = cpu.rsp();
+    let target: u64 = cpu.read_flat(bus, SS, sp)?;
+    if !cpu.canonical(target) {
+        return Err(cpu.gp(0));
+    }
+    cpu.put(RSP, sp.wrapping_add(8).wrapping_add(op.immediate));
+    cpu.set_rip(target);
+    Ok(())
+}
+
 /// PUSH of a segment register: a 32-bit push writes only the selector's 16 bits, as processors do.
 pub(super) fn push_segment<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     let selector = cpu.seg(op.extra).selector;

@@ -7,12 +7,14 @@ use super::alu::{
 };
 use super::io::{PortDx, PortImm};
 use super::mem::Bus;
-use super::op::{Dst, Handler, Imm, Mem, Op, Src, flag};
+use super::op::{Dst, Flat, Handler, Imm, Mem, Op, Src, flag};
 use super::state::{Cpu, FS, GS, LDTR, Step, TR, cr0, cr4, vector};
 use super::string::{self, Cmps, Ins, Lods, Movs, Outs, Scas, Stos, StringOp};
 use super::word::{HIGH_BYTE, RIP, ZERO};
 use super::{alu, control, io, segment, system, x87, xsave};
-use iced_x86::{Code, ConditionCode, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CodeSize as IcedCodeSize, ConditionCode, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register,
+};
 
 /// A decoded instruction and its place in a block.
 pub(super) struct Decoded {
@@ -36,7 +38,20 @@ macro_rules! by_width {
     };
 }
 
-/// The same for instructions without a byte form.
+/// Picks the instance of a handler for the kind of its memory operand.
+macro_rules! by_address {
+    ($flat:expr, |$M:ident| $handler:expr) => {
+        if $flat {
+            type $M = Flat;
+            $handler
+        } else {
+            type $M = Mem;
+            $handler
+        }
+    };
+}
+
+/// The same as `by_width` for instructions without a byte form.
 macro_rules! by_wide_width {
     ($width:expr, |$T:ident| $handler:expr) => {
         match $width {
@@ -114,6 +129,11 @@ fn string_address_size(instruction: &Instruction) -> u8 {
         }
     }
     8
+}
+
+/// Whether the instruction was decoded for 64-bit mode, where the stack is flat too.
+fn is_64(instruction: &Instruction) -> bool {
+    instruction.code_size() == IcedCodeSize::Code64
 }
 
 fn cut(address_size: u8) -> u8 {
@@ -231,21 +251,25 @@ fn memory_operand(instruction: &Instruction, op: &mut Op) {
         op.index = number(index);
     }
     op.displacement = displacement as i32;
+    let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    if is_64(instruction) && address_size == 8 && !based {
+        op.flags |= flag::FLAT;
+    }
 }
 
-fn binary<O: Binary>(form: Form, width: usize) -> Handler {
+fn binary<O: Binary>(form: Form, width: usize, flat: bool) -> Handler {
     match form {
         Form::RegReg => by_width!(width, |T| alu::binary::<O, T, Dst, Src>),
-        Form::RegMem => by_width!(width, |T| alu::binary::<O, T, Dst, Mem>),
-        Form::MemReg => by_width!(width, |T| alu::binary::<O, T, Mem, Src>),
-        Form::MemImm => by_width!(width, |T| alu::binary::<O, T, Mem, Imm>),
+        Form::RegMem => by_address!(flat, |M| by_width!(width, |T| alu::binary::<O, T, Dst, M>)),
+        Form::MemReg => by_address!(flat, |M| by_width!(width, |T| alu::binary::<O, T, M, Src>)),
+        Form::MemImm => by_address!(flat, |M| by_width!(width, |T| alu::binary::<O, T, M, Imm>)),
         _ => by_width!(width, |T| alu::binary::<O, T, Dst, Imm>),
     }
 }
 
-fn unary<O: Unary>(form: Form, width: usize) -> Handler {
+fn unary<O: Unary>(form: Form, width: usize, flat: bool) -> Handler {
     match form {
-        Form::Mem => by_width!(width, |T| alu::unary::<O, T, Mem>),
+        Form::Mem => by_address!(flat, |M| by_width!(width, |T| alu::unary::<O, T, M>)),
         _ => by_width!(width, |T| alu::unary::<O, T, Dst>),
     }
 }
@@ -298,20 +322,22 @@ fn jcc(condition: u8, width: usize) -> Handler {
 }
 
 /// Source and destination widths of MOVZX and MOVSX.
-fn extension<const SIGN: bool>(form: Form, width: usize, from: usize) -> Handler {
+fn extension<const SIGN: bool>(form: Form, width: usize, from: usize, flat: bool) -> Handler {
     macro_rules! pick {
-        ($f:ident) => {
-            match (form, from) {
-                (Form::RegMem, 1) => by_wide_width!(width, |T| alu::$f::<T, u8, Mem>),
-                (Form::RegMem, 2) => by_wide_width!(width, |T| alu::$f::<T, u16, Mem>),
-                (Form::RegMem, _) => by_wide_width!(width, |T| alu::$f::<T, u32, Mem>),
-                (_, 1) => by_wide_width!(width, |T| alu::$f::<T, u8, Src>),
-                (_, 2) => by_wide_width!(width, |T| alu::$f::<T, u16, Src>),
-                (_, _) => by_wide_width!(width, |T| alu::$f::<T, u32, Src>),
+        ($f:ident, $S:ty) => {
+            match from {
+                1 => by_wide_width!(width, |T| alu::$f::<T, u8, $S>),
+                2 => by_wide_width!(width, |T| alu::$f::<T, u16, $S>),
+                _ => by_wide_width!(width, |T| alu::$f::<T, u32, $S>),
             }
         };
     }
-    if SIGN { pick!(movsx) } else { pick!(movzx) }
+    match (form, SIGN) {
+        (Form::RegMem, true) => by_address!(flat, |M| pick!(movsx, M)),
+        (Form::RegMem, false) => by_address!(flat, |M| pick!(movzx, M)),
+        (_, true) => pick!(movsx, Src),
+        (_, false) => pick!(movzx, Src),
+    }
 }
 
 fn mov(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Handler {
@@ -344,6 +370,7 @@ fn mov(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Handler
         return if from.is_cr() { system::mov_from_cr } else { system::mov_from_dr };
     }
     let width = operand_width(instruction, 0);
+    let flat = op.has(flag::FLAT);
     let far_offset = instruction.memory_displacement64();
     if matches!(form, Form::RegMem | Form::MemReg)
         && op.base == ZERO
@@ -360,9 +387,9 @@ fn mov(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Handler
     }
     match form {
         Form::RegReg => by_width!(width, |T| alu::mov::<T, Dst, Src>),
-        Form::RegMem => by_width!(width, |T| alu::mov::<T, Dst, Mem>),
-        Form::MemReg => by_width!(width, |T| alu::mov::<T, Mem, Src>),
-        Form::MemImm => by_width!(width, |T| alu::mov::<T, Mem, Imm>),
+        Form::RegMem => by_address!(flat, |M| by_width!(width, |T| alu::mov::<T, Dst, M>)),
+        Form::MemReg => by_address!(flat, |M| by_width!(width, |T| alu::mov::<T, M, Src>)),
+        Form::MemImm => by_address!(flat, |M| by_width!(width, |T| alu::mov::<T, M, Imm>)),
         _ => by_width!(width, |T| alu::mov::<T, Dst, Imm>),
     }
 }
@@ -374,6 +401,7 @@ fn push(instruction: &Instruction, op: &mut Op) -> Handler {
             op.extra = op.dst;
             by_wide_width!(width, |T| control::push_segment::<T>)
         }
+        OpKind::Register if is_64(instruction) && width == 8 => control::push_flat,
         OpKind::Register => by_wide_width!(width, |T| control::push::<T, Dst>),
         OpKind::Memory => by_wide_width!(width, |T| control::push::<T, Mem>),
         _ => by_wide_width!(width, |T| control::push::<T, Imm>),
@@ -388,6 +416,7 @@ fn pop(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Handler
             decoded.ends_block = instruction.op0_register() == Register::SS;
             by_wide_width!(width, |T| segment::pop_segment::<T>)
         }
+        OpKind::Register if is_64(instruction) && width == 8 => control::pop_flat,
         OpKind::Register => by_wide_width!(width, |T| control::pop::<T>),
         _ => by_wide_width!(width, |T| control::pop_memory::<T>),
     }
@@ -415,6 +444,7 @@ fn transfer<const CALL: bool>(instruction: &Instruction) -> Handler {
         Call_m1632 | Jmp_m1632 => segment::far_indirect::<CALL, u32>,
         Call_m1664 | Jmp_m1664 => segment::far_indirect::<CALL, u64>,
         _ => match instruction.op_kind(0) {
+            OpKind::NearBranch64 if CALL => control::call_flat,
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => near(operand_width(instruction, 0)),
             _ if CALL => by_wide_width!(operand_width(instruction, 0), |T| control::call_indirect::<T>),
             _ => by_wide_width!(operand_width(instruction, 0), |T| control::jmp_indirect::<T>),
@@ -477,6 +507,7 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
     let mnemonic = instruction.mnemonic();
     let code = instruction.code();
     let form = form(instruction);
+    let flat = op.has(flag::FLAT);
     // Width of the first operand, for those that have one.
     let width = if instruction.op_count() > 0 { operand_width(instruction, 0) } else { 0 };
 
@@ -494,19 +525,19 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
     }
 
     match mnemonic {
-        M::Add => binary::<Add>(form, width),
-        M::Adc => binary::<Adc>(form, width),
-        M::Sub => binary::<Sub>(form, width),
-        M::Sbb => binary::<Sbb>(form, width),
-        M::Cmp => binary::<Cmp>(form, width),
-        M::And => binary::<And>(form, width),
-        M::Or => binary::<Or>(form, width),
-        M::Xor => binary::<Xor>(form, width),
-        M::Test => binary::<Test>(form, width),
-        M::Inc => unary::<Inc>(form, width),
-        M::Dec => unary::<Dec>(form, width),
-        M::Neg => unary::<Neg>(form, width),
-        M::Not => unary::<Not>(form, width),
+        M::Add => binary::<Add>(form, width, flat),
+        M::Adc => binary::<Adc>(form, width, flat),
+        M::Sub => binary::<Sub>(form, width, flat),
+        M::Sbb => binary::<Sbb>(form, width, flat),
+        M::Cmp => binary::<Cmp>(form, width, flat),
+        M::And => binary::<And>(form, width, flat),
+        M::Or => binary::<Or>(form, width, flat),
+        M::Xor => binary::<Xor>(form, width, flat),
+        M::Test => binary::<Test>(form, width, flat),
+        M::Inc => unary::<Inc>(form, width, flat),
+        M::Dec => unary::<Dec>(form, width, flat),
+        M::Neg => unary::<Neg>(form, width, flat),
+        M::Not => unary::<Not>(form, width, flat),
         M::Shl | M::Sal => shift::<Shl>(form, width),
         M::Shr => shift::<Shr>(form, width),
         M::Sar => shift::<Sar>(form, width),
@@ -558,10 +589,10 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
         M::Cwd => alu::extend_into_dx::<u16>,
         M::Cdq => alu::extend_into_dx::<u32>,
         M::Cqo => alu::extend_into_dx::<u64>,
-        M::Lea => by_wide_width!(width, |T| alu::lea::<T>),
+        M::Lea => by_address!(flat, |M| by_wide_width!(width, |T| alu::lea::<T, M>)),
         M::Mov => mov(instruction, op, decoded),
-        M::Movzx => extension::<false>(form, width, operand_width(instruction, 1)),
-        M::Movsx | M::Movsxd => extension::<true>(form, width, operand_width(instruction, 1)),
+        M::Movzx => extension::<false>(form, width, operand_width(instruction, 1), flat),
+        M::Movsx | M::Movsxd => extension::<true>(form, width, operand_width(instruction, 1), flat),
         M::Clc => alu::clc,
         M::Stc => alu::stc,
         M::Cmc => alu::cmc,
@@ -716,7 +747,7 @@ fn conditional(instruction: &Instruction, form: Form, width: usize, op: &mut Op)
         | M::Cmovs => {
             op.extra = condition(instruction);
             Some(match form {
-                Form::RegMem => by_wide_width!(width, |T| alu::cmov::<T, Mem>),
+                Form::RegMem => by_address!(op.has(flag::FLAT), |M| by_wide_width!(width, |T| alu::cmov::<T, M>)),
                 _ => by_wide_width!(width, |T| alu::cmov::<T, Src>),
             })
         }
@@ -777,6 +808,7 @@ fn ending(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Opti
         M::Jmp if to_itself && instruction.is_jmp_short_or_near() => control::jmp_to_itself,
         M::Jmp => transfer::<false>(instruction),
         M::Call => transfer::<true>(instruction),
+        M::Ret if is_64(instruction) && return_width(code) == 8 => control::ret_flat,
         M::Ret => by_wide_width!(return_width(code), |T| control::ret::<T>),
         M::Retf => by_wide_width!(return_width(code), |T| segment::retf::<T>),
         M::Iret | M::Iretd | M::Iretq => {

@@ -4,18 +4,13 @@
 //! Both caches hold entries of several address spaces at once. Each entry carries the [`Generation`] of translations that
 //! it was made under; a change of translations starts a new generation instead of clearing the caches.
 
+use super::code::Block;
 use super::mem::{Translation, page_of};
 use crate::memory::PAGE_SIZE;
-use zerocopy::{FromZeros, Immutable, IntoBytes, KnownLayout};
-
-/// A block's number in the cache of decoded code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros, IntoBytes, Immutable, KnownLayout)]
-#[repr(transparent)]
-pub(super) struct BlockId(pub(super) u32);
+use zerocopy::FromZeros;
 
 /// What a short cut depends on besides the address: a generation and the context of the fetch. 0 is never one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromZeros, IntoBytes, Immutable, KnownLayout)]
-#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromZeros)]
 pub(super) struct Key(u32);
 
 /// How many low bits of a key are the context.
@@ -43,11 +38,11 @@ const KEPT: usize = 8;
 const LARGE: usize = 16;
 
 /// A block found for a linear address.
-#[derive(Clone, Copy, FromZeros, Immutable, KnownLayout)]
+#[derive(Clone, Copy, FromZeros)]
 struct Jump {
     linear: u64,
     key: Key,
-    block: BlockId,
+    block: Block,
 }
 
 /// Jumps of this many pages are apart; those of one page share this many entries.
@@ -55,7 +50,7 @@ const PAGE_GROUPS: usize = 128;
 const GROUP: usize = 128;
 
 /// A page that code was fetched from.
-#[derive(Clone, Copy, FromZeros, Immutable, KnownLayout)]
+#[derive(Clone, Copy, FromZeros)]
 struct Page {
     linear: u64,
     gpa: u64,
@@ -119,18 +114,23 @@ impl Jumps {
 
     /// The block at a linear address.
     #[inline(always)]
-    pub(super) fn find(&self, linear: u64, keys: [Key; 2]) -> Option<BlockId> {
+    pub(super) fn find(&self, linear: u64, keys: [Key; 2]) -> Option<Block> {
         let jump = &self.jumps[Jumps::slot(linear)];
         (jump.linear == linear && (jump.key == keys[0] || jump.key == keys[1])).then_some(jump.block)
     }
 
     /// Remembers a block on a page that [`Jumps::remember_page`] has just put in, or that was found there.
-    pub(super) fn remember(&mut self, linear: u64, keys: [Key; 2], block: BlockId) {
+    pub(super) fn remember(&mut self, linear: u64, keys: [Key; 2], block: Block) {
         let Page { linear: page, key, .. } = self.pages[Jumps::page_slot(linear)];
         if page != page_of(linear) || !keys.contains(&key) {
             return;
         }
         self.jumps[Jumps::slot(linear)] = Jump { linear, key, block };
+    }
+
+    /// Forgets the block at a linear address.
+    pub(super) fn forget_block(&mut self, linear: u64) {
+        self.jumps[Jumps::slot(linear)].key = Key(0);
     }
 
     fn page_slot(linear: u64) -> usize {
@@ -247,18 +247,18 @@ mod tests {
     fn put(jumps: &mut Jumps, linear: u64, to: Translation, block: u32) {
         let keys = jumps.keys(CONTEXT);
         jumps.remember_page(linear, keys, to);
-        jumps.remember(linear, keys, BlockId(block));
+        jumps.remember(linear, keys, Block { start: block, count: 1, bytes: 1 });
     }
 
     fn block(jumps: &Jumps, linear: u64) -> Option<u32> {
-        jumps.find(linear, jumps.keys(CONTEXT)).map(|block| block.0)
+        jumps.find(linear, jumps.keys(CONTEXT)).map(|block| block.start)
     }
 
     #[test]
     fn an_empty_cache_knows_nothing() {
         let jumps = Jumps::new();
         for context in 0..8 {
-            assert_eq!(jumps.find(0, jumps.keys(context)), None);
+            assert!(jumps.find(0, jumps.keys(context)).is_none());
             assert_eq!(jumps.find_page(0, jumps.keys(context)), None);
         }
     }
@@ -270,7 +270,7 @@ mod tests {
         put(&mut jumps, 0x5678, at(0x8678, true), 2);
         assert_eq!((block(&jumps, 0x1234), block(&jumps, 0x5678)), (Some(1), Some(2)));
         assert_eq!(jumps.find_page(0x1FFF, jumps.keys(CONTEXT)), Some(0x7FFF));
-        assert_eq!(jumps.find(0x1234, jumps.keys(CONTEXT + 1)), None, "another context");
+        assert!(jumps.find(0x1234, jumps.keys(CONTEXT + 1)).is_none(), "another context");
         jumps.flush_local();
         assert_eq!((block(&jumps, 0x1234), block(&jumps, 0x5678)), (None, Some(2)));
         jumps.flush();

@@ -400,16 +400,23 @@ impl Tlb {
 
     #[inline(always)]
     fn slot(linear: u64) -> usize {
-        // The higher bits keep buffers apart that lie a power of two from each other, as buffers do.
-        (linear >> 12 ^ linear >> 21) as usize % TLB_ENTRIES
+        // The higher bits keep buffers apart that lie a power of two from each other, as buffers do. They leave the lowest
+        // bit alone, so that neighbouring pages never share an entry.
+        (linear >> 12 ^ linear >> 20 & !1) as usize % TLB_ENTRIES
+    }
+
+    /// What the entry of an operand's first byte must hold for the operand to lie in that page and context. An operand that
+    /// goes on in the next page asks for that page, which is never in this entry.
+    #[inline(always)]
+    fn tag<T: Word>(linear: u64, context: u64) -> u64 {
+        page_of(linear.wrapping_add(u64::from(T::BYTES) - 1)) | context
     }
 
     /// The operand's host address if it lies in one page that may be read in this context.
     #[inline(always)]
     pub(super) fn readable<T: Word>(&self, linear: u64, context: u64) -> Option<HostPtr> {
         let entry = &self.entries[Tlb::slot(linear)];
-        let inside = page_offset(linear) <= PAGE_SIZE - u64::from(T::BYTES);
-        (entry.read == page_of(linear) | context && inside)
+        (entry.read == Tlb::tag::<T>(linear, context))
             .then(|| HostPtr(std::ptr::with_exposed_provenance_mut(entry.addend.wrapping_add(linear) as usize)))
     }
 
@@ -417,8 +424,7 @@ impl Tlb {
     #[inline(always)]
     pub(super) fn writable<T: Word>(&self, linear: u64, context: u64) -> Option<HostPtr> {
         let entry = &self.entries[Tlb::slot(linear)];
-        let inside = page_offset(linear) <= PAGE_SIZE - u64::from(T::BYTES);
-        (entry.write == page_of(linear) | context && inside)
+        (entry.write == Tlb::tag::<T>(linear, context))
             .then(|| HostPtr(std::ptr::with_exposed_provenance_mut(entry.addend.wrapping_add(linear) as usize)))
     }
 
@@ -528,6 +534,28 @@ mod tests {
         assert!(!bus.written(0x10C0, 8));
         assert!(bus.written(0x103F, 2));
         assert!(!bus.written(0x1040, 1), "the page is forgotten until it is decoded again");
+    }
+
+    #[test]
+    fn an_operand_of_two_pages_is_never_found() {
+        let (mut bus, memory) = (Bus::default(), segment(4));
+        bus.map(0, &memory, 0, 0x4000, true).expect("a good mapping");
+        let host = bus.place(0).expect("memory").host;
+        // Carries into the bits that the entry depends on, and the end of the address space.
+        for page in (9..64).map(|bit| u64::MAX << 12 >> (63 - bit) & !0xFFF).chain([0x7000, u64::MAX << 12]) {
+            let next = page.wrapping_add(0x1000);
+            let mut tlb = Tlb::new();
+            for (page, gpa) in [(page, 0x1000), (next, 0x2000)] {
+                tlb.fill(page, context::VALID, Translation { gpa, shift: 12, global: false }, host, true);
+            }
+            for offset in 0xFF9..0x1000 {
+                assert!(tlb.readable::<u64>(page | offset, context::VALID).is_none(), "{page:#x} {offset:#x}");
+                assert!(tlb.writable::<u64>(page | offset, context::VALID).is_none());
+                assert!(tlb.readable::<u8>(page | offset, context::VALID).is_some());
+            }
+            assert!(tlb.readable::<u64>(page | 0xFF8, context::VALID).is_some());
+            assert!(tlb.readable::<u64>(next, context::VALID).is_some());
+        }
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(super) mod flag {
     pub(in super::super) const REP: u8 = 1 << 1;
     /// F2: REPNE.
     pub(in super::super) const REPNE: u8 = 1 << 2;
+    /// The r/m operand is memory in 64-bit mode, with a 64-bit address and in a segment without a base.
+    pub(in super::super) const FLAT: u8 = 1 << 3;
 }
 
 impl Op {
@@ -86,10 +88,31 @@ pub(super) struct Src;
 pub(super) struct Imm;
 /// The memory operand.
 pub(super) struct Mem;
+/// The memory operand in 64-bit mode, with a 64-bit address and in a segment without a base.
+pub(super) struct Flat;
 /// An r/m operand that is an instruction's first: memory or the first register.
 pub(super) struct RmDst;
 /// An r/m operand that is an instruction's second: memory or the second register.
 pub(super) struct RmSrc;
+
+/// A memory operand that has an address.
+pub(super) trait Address {
+    fn address(cpu: &Cpu, op: &Op) -> u64;
+}
+
+impl Address for Mem {
+    #[inline(always)]
+    fn address(cpu: &Cpu, op: &Op) -> u64 {
+        cpu.effective_address(op)
+    }
+}
+
+impl Address for Flat {
+    #[inline(always)]
+    fn address(cpu: &Cpu, op: &Op) -> u64 {
+        cpu.flat_address(op)
+    }
+}
 
 impl Source for Dst {
     #[inline(always)]
@@ -117,6 +140,14 @@ impl Source for Mem {
     fn get<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Result<T, Stop> {
         let offset = cpu.effective_address(op);
         cpu.read(bus, op.seg, offset)
+    }
+}
+
+impl Source for Flat {
+    #[inline(always)]
+    fn get<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Result<T, Stop> {
+        let linear = cpu.flat_address(op);
+        cpu.read_flat(bus, op.seg, linear)
     }
 }
 
@@ -175,6 +206,28 @@ impl Target for Mem {
     fn put<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op, value: T) -> Step {
         let offset = cpu.effective_address(op);
         cpu.write(bus, op.seg, offset, value)
+    }
+}
+
+impl Target for Flat {
+    type Opened = Opened;
+    #[inline(always)]
+    fn open<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Result<Opened, Stop> {
+        let linear = cpu.flat_address(op);
+        cpu.open_flat::<T>(bus, op.seg, linear)
+    }
+    #[inline(always)]
+    fn read<T: Word>(cpu: &mut Cpu, bus: &mut Bus, _: &Op, opened: Opened) -> Result<T, Stop> {
+        cpu.read_opened(bus, opened)
+    }
+    #[inline(always)]
+    fn write<T: Word>(cpu: &mut Cpu, bus: &mut Bus, _: &Op, opened: Opened, value: T) -> Step {
+        cpu.write_opened(bus, opened, value)
+    }
+    #[inline(always)]
+    fn put<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op, value: T) -> Step {
+        let linear = cpu.flat_address(op);
+        cpu.write_flat(bus, op.seg, linear, value)
     }
 }
 

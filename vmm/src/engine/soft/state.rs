@@ -167,6 +167,8 @@ pub(super) enum Stop {
     Again,
     /// The run ends with [`Cpu::exit`]; the instruction is done.
     Leave,
+    /// The block at the instruction pointer is dead.
+    Stale,
 }
 
 /// What a handler returns.
