@@ -77,7 +77,7 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
         EngineKind::Kvm => Host::threads(limit),
     };
     let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, guest.rom());
-    let booted = Kernel::boot(&host, kernel, engine);
+    let booted = Kernel::boot(&host, &kernel, engine);
     let finished = {
         let (inside, booted) = (host.clone(), booted.clone());
         host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &Console::new()))
