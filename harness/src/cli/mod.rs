@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bisect;
+mod explore;
 mod list;
 mod repro;
 mod run;
@@ -40,7 +41,7 @@ enum Command {
     Run(run::RunArgs),
     /// List cells without running any
     List(list::ListArgs),
-    /// Show what there is: kernels, frontends, guests, changes or regressions
+    /// Show what there is: kernels, frontends, guests, changes, regressions or expectations; and which cells are unexplained
     Show(show::ShowArgs),
     /// Run a cell and print its trace
     Trace(trace::TraceArgs),
@@ -50,6 +51,8 @@ enum Command {
     Repro(repro::ReproArgs),
     /// Which change broke a frontend, and which mended it? A guest over the kernels in the order of their dates
     Bisect(bisect::BisectArgs),
+    /// Run a cell under other schedules, and print the seeds that differ
+    Explore(explore::ExploreArgs),
 }
 
 /// Options of everything that knows the matrix.
@@ -99,12 +102,18 @@ impl CellArgs {
     /// `spinup` with the options that these were, to repeat a run: global ones stand behind the subcommand, so this is
     /// what follows a cell's name.
     fn repeated(&self) -> String {
+        let mut options = self.repeated_but_seed();
+        if self.seed != 0 {
+            options.push_str(&format!(" --seed {}", self.seed));
+        }
+        options
+    }
+
+    /// [`CellArgs::repeated`] for a seed of its own.
+    fn repeated_but_seed(&self) -> String {
         let mut options = String::new();
         if let Some(matrix) = &self.matrix.matrix {
             options.push_str(&format!(" --matrix {}", matrix.display()));
-        }
-        if self.seed != 0 {
-            options.push_str(&format!(" --seed {}", self.seed));
         }
         if let Some(timeout) = self.timeout {
             options.push_str(&format!(" --timeout {}", timeout.as_secs_f64()));
@@ -209,6 +218,7 @@ pub fn main() -> u8 {
         Command::Diff(args) => trace::diff(&args),
         Command::Repro(args) => repro::repro(&args),
         Command::Bisect(args) => bisect::bisect(&args),
+        Command::Explore(args) => explore::explore(&args),
     };
     match done {
         Ok(status) => status,
@@ -301,7 +311,7 @@ mod tests {
     fn help_reads_well() {
         let mut command = Cli::command().term_width(110);
         let mut help = command.render_long_help().to_string();
-        for name in ["run", "list", "show", "trace", "diff", "repro", "bisect"] {
+        for name in ["run", "list", "show", "trace", "diff", "repro", "bisect", "explore"] {
             let subcommand = command.find_subcommand_mut(name).expect("a subcommand");
             help.push_str(&format!("\n---- {name} ----\n{}", subcommand.render_help()));
         }

@@ -163,6 +163,8 @@ pub(super) struct File {
     pub expect: Vec<Spanned<ExpectTable>>,
     #[serde(default)]
     pub regression: Vec<RegressionTable>,
+    #[serde(default)]
+    pub uncovered: Vec<UncoveredTable>,
 }
 
 /// `[axes]`: the cells are the product of these.
@@ -230,6 +232,15 @@ pub(super) struct ExpectTable {
     pub reason: String,
     #[serde(rename = "ref")]
     pub reference: String,
+}
+
+/// `[[uncovered]]`: something declared that no cell exercises, and why.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UncoveredTable {
+    pub what: Spanned<String>,
+    pub name: Spanned<String>,
+    pub reason: Spanned<String>,
 }
 
 /// `[[regression]]`: a cell that shows a known fault, beside one that does not.

@@ -25,7 +25,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 use toml::Spanned;
-use vmm::history::KernelVersion;
+use vmm::history::{Change, KernelVersion};
 
 /// The text of the matrix that is built in.
 const DEFAULT: &str = include_str!("../../../matrix.toml");
@@ -78,6 +78,17 @@ pub struct Regression {
     pub good: Cell,
     /// Where it is written about.
     pub reference: String,
+}
+
+/// Something declared that no cell exercises, with a reason: an exception from the coverage check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uncovered {
+    /// `kernel`, `frontend`, `guest` or `change`.
+    pub what: String,
+    /// Its name.
+    pub name: String,
+    /// Why no cell exercises it, and what does.
+    pub reason: String,
 }
 
 /// Values for the axes that a command line puts in place of the matrix's own, and filters over the cells that result. An
@@ -185,6 +196,7 @@ pub struct Matrix {
     configured: Vec<Cell>,
     rules: Rules,
     regressions: Vec<Regression>,
+    uncovered: Vec<Uncovered>,
 }
 
 impl Matrix {
@@ -240,6 +252,7 @@ impl Matrix {
             configured,
             rules: Rules::default(),
             regressions: Vec::new(),
+            uncovered: Vec::new(),
         };
         matrix.add_includes(source, &file.include)?;
         for table in &file.exclude {
@@ -254,6 +267,9 @@ impl Matrix {
         matrix.add_rules(source, &file.expect)?;
         for table in file.regression {
             matrix.add_regression(source, table)?;
+        }
+        for table in &file.uncovered {
+            matrix.add_uncovered(source, table)?;
         }
         Ok(matrix)
     }
@@ -357,6 +373,34 @@ impl Matrix {
         let RegressionTable { about, reference, .. } = table;
         self.regressions.push(Regression { id: id.clone(), about, bad, good, reference });
         Ok(())
+    }
+
+    fn add_uncovered(&mut self, source: Source<'_>, table: &file::UncoveredTable) -> Result<(), ConfigError> {
+        let (what, name, reason) = (table.what.get_ref(), table.name.get_ref(), table.reason.get_ref());
+        let exists = match what.as_str() {
+            "kernel" => self.names.kernels.number(name).is_some(),
+            "frontend" => self.names.check_frontend(name).is_ok(),
+            "guest" => self.names.guests.number(name).is_some(),
+            "change" => Change::named(name).is_some(),
+            _ => {
+                let message = format!("`{what}` is none of kernel, frontend, guest and change");
+                return Err(source.error(table.what.span(), "uncovered.what", message));
+            }
+        };
+        if !exists {
+            return Err(source.error(table.name.span(), "uncovered.name", format!("no {what} is named `{name}`")));
+        }
+        if reason.trim().is_empty() {
+            return Err(source.error(table.reason.span(), "uncovered.reason", "an exception needs a reason"));
+        }
+        self.uncovered.push(Uncovered { what: what.clone(), name: name.clone(), reason: reason.clone() });
+        Ok(())
+    }
+
+    /// What is declared and knowingly not exercised by any cell.
+    #[must_use]
+    pub fn uncovered(&self) -> &[Uncovered] {
+        &self.uncovered
     }
 
     /// What is expected of a cell: what the most specific expectation says, and otherwise that it is ok.

@@ -126,6 +126,15 @@ fn a_malformed_matrix_names_file_line_and_key() {
         ),
         ("unknown base", format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13\"\nabout = \"\"\n")),
         ("no kernel name", format!("{SMALL}[[kernel]]\nname = \"a/b\"\nbase = \"fbsd-13.2\"\nabout = \"\"\n")),
+        ("exception of nothing", format!("{SMALL}[[uncovered]]\nwhat = \"cat\"\nname = \"x\"\nreason = \"r\"\n")),
+        (
+            "exception of what is not there",
+            format!("{SMALL}[[uncovered]]\nwhat = \"change\"\nname = \"warp\"\nreason = \"r\"\n"),
+        ),
+        (
+            "exception without reason",
+            format!("{SMALL}[[uncovered]]\nwhat = \"change\"\nname = \"exit-mask\"\nreason = \" \"\n"),
+        ),
         (
             "regression without cell",
             format!(

@@ -3,6 +3,7 @@
 pub mod grid;
 pub mod json;
 pub mod paint;
+pub mod unexplained;
 
 use crate::matrix::verdict::Verdict;
 use crate::outcome::OutcomeKind;

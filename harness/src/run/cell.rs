@@ -58,6 +58,15 @@ pub struct CellRun {
 /// When they do not: [`crate::matrix::Matrix::check_cell`] says so before.
 #[must_use]
 pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
+    run_seeded(setup, cell, setup.seed)
+}
+
+/// [`run_cell`] under a schedule of its own.
+///
+/// # Panics
+/// As [`run_cell`].
+#[must_use]
+pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
     let _slot = setup.engines.slot(cell.engine);
     let began = Instant::now();
     let kernel = setup.matrix.kernel(&cell.kernel).expect("the matrix knows the cell's kernel");
@@ -73,7 +82,7 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
     };
     let limit = setup.timeout.unwrap_or_else(|| setup.matrix.limit(cell));
     let host = match cell.engine {
-        EngineKind::Soft => Host::virtual_time(setup.seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
+        EngineKind::Soft => Host::virtual_time(seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
         EngineKind::Kvm => Host::threads(limit),
     };
     let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, guest.rom());
@@ -98,7 +107,7 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
     });
     let result = CellResult {
         cell: cell.clone(),
-        seed: setup.seed,
+        seed,
         verdict: Verdict::of(expectation.outcome, outcome.kind),
         outcome,
         expectation,
@@ -107,7 +116,7 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
         instructions: booted.instructions(),
         trace_sha256: None,
     };
-    CellRun { result, trace: Some(StoredTrace { cell: cell.clone(), seed: setup.seed, trace: Arc::new(trace) }) }
+    CellRun { result, trace: Some(StoredTrace { cell: cell.clone(), seed, trace: Arc::new(trace) }) }
 }
 
 impl CellResult {

@@ -3,10 +3,9 @@
 pub mod cell;
 pub mod engines;
 
-pub use cell::{CellResult, CellRun, run_cell};
+pub use cell::{CellResult, CellRun, run_cell, run_seeded};
 pub use engines::Engines;
 
-use crate::cell::Cell;
 use crate::matrix::Matrix;
 use std::ops::ControlFlow;
 use std::str::FromStr;
@@ -27,26 +26,27 @@ pub struct Setup {
     pub timeout: Option<Duration>,
 }
 
-/// Runs `work` on every cell, `jobs` at a time, and hands each result to `done` in the order in which they come, with the
-/// number of its cell. `done` can end the run; cells that are under way are finished, and handed over, all the same.
-pub fn for_each<T: Send>(
-    cells: &[Cell],
+/// Runs `work` on every item (cells, most often), `jobs` at a time, and hands each result to `done` in the order in which
+/// they come, with the number of its item. `done` can end the run; what is under way is finished, and handed over, all the
+/// same.
+pub fn for_each<I: Sync, T: Send>(
+    items: &[I],
     jobs: usize,
-    work: impl Fn(&Cell) -> T + Sync,
+    work: impl Fn(&I) -> T + Sync,
     mut done: impl FnMut(usize, T) -> ControlFlow<()>,
 ) {
     let next = AtomicUsize::new(0);
     let over = AtomicBool::new(false);
     let (sender, results) = mpsc::channel();
     std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, cells.len().max(1)) {
+        for _ in 0..jobs.clamp(1, items.len().max(1)) {
             let sender = sender.clone();
             let (next, over, work) = (&next, &over, &work);
             scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(cell) = cells.get(at) else { break };
-                    if sender.send((at, work(cell))).is_err() {
+                    let Some(item) = items.get(at) else { break };
+                    if sender.send((at, work(item))).is_err() {
                         break;
                     }
                 }
@@ -94,6 +94,7 @@ impl FromStr for Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cell::Cell;
     use proptest::prelude::*;
 
     fn cells(count: u16) -> Vec<Cell> {
@@ -116,7 +117,7 @@ mod tests {
             );
             assert!(results.into_iter().eq(1..=20), "{jobs} jobs");
         }
-        for_each(&[], 2, |_| (), |_, ()| panic!("no cell, no result"));
+        for_each(&[(); 0], 2, |()| (), |_, ()| panic!("no cell, no result"));
     }
 
     #[test]
