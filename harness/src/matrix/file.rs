@@ -1,5 +1,6 @@
 //! matrix.toml as it is written: the tables and keys, and where in the file something is wrong.
 
+use super::bound::Bound;
 use crate::pattern::Pattern;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use std::fmt;
@@ -62,6 +63,17 @@ impl Source<'_> {
         })
     }
 
+    /// Reads the tables of kernels alone.
+    pub(super) fn parse_kernels(&self) -> Result<Vec<KernelTable>, ConfigError> {
+        #[derive(serde::Deserialize)]
+        struct Kernels {
+            #[serde(default)]
+            kernel: Vec<KernelTable>,
+        }
+        let Kernels { kernel } = toml::from_str(self.text).map_err(|error| self.toml_error(&error, String::new()))?;
+        Ok(kernel)
+    }
+
     fn toml_error(&self, error: &toml::de::Error, key: String) -> ConfigError {
         self.error(error.span().unwrap_or_default(), &key, error.message().trim_end())
     }
@@ -105,6 +117,44 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pattern, D::Error> {
         String::deserialize(deserializer).map(Pattern::new)
+    }
+}
+
+/// A condition on the number of vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CpusPattern {
+    /// A number that is in.
+    Exactly(u16),
+    /// `"!4"`: a number that is kept out.
+    Not(u16),
+    /// `">= 17"`.
+    Within(Bound),
+}
+
+impl<'de> Deserialize<'de> for CpusPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<CpusPattern, D::Error> {
+        struct OneCondition;
+
+        impl Visitor<'_> for OneCondition {
+            type Value = CpusPattern;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of vCPUs, or a condition such as \">= 17\" or \"!4\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<CpusPattern, E> {
+                u16::try_from(value)
+                    .map(CpusPattern::Exactly)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<CpusPattern, E> {
+                let not = value.strip_prefix('!').and_then(|number| number.trim().parse().ok()).map(CpusPattern::Not);
+                not.or_else(|| value.parse().ok().map(CpusPattern::Within))
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(value), &self))
+            }
+        }
+        deserializer.deserialize_any(OneCondition)
     }
 }
 
@@ -168,7 +218,7 @@ pub(super) struct KernelTable {
 }
 
 /// Which cells: the table of `[[include]]`, `[[exclude]]` and of `match` in `[[expect]]`. A key left out stands for every
-/// value; names may be globs.
+/// value; names may be globs, and `!` before one keeps it out.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CellsTable {
@@ -176,17 +226,18 @@ pub(super) struct CellsTable {
     pub kernel: Option<Spanned<OneOrMany<Pattern>>>,
     pub guest: Option<Spanned<OneOrMany<Pattern>>>,
     pub apic: Option<Spanned<OneOrMany<Pattern>>>,
-    pub cpus: Option<Spanned<OneOrMany<u16>>>,
+    pub cpus: Option<Spanned<OneOrMany<CpusPattern>>>,
     pub engine: Option<Spanned<OneOrMany<Pattern>>>,
 }
 
-/// `[[expect]]`: what becomes of some cells, and why.
+/// `[[expect]]`: what becomes of some cells, or what bounds are put on them, and why.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExpectTable {
     #[serde(rename = "match")]
     pub cells: Spanned<CellsTable>,
-    pub outcome: Spanned<String>,
+    pub outcome: Option<Spanned<String>>,
+    pub parked_exits_per_s: Option<Spanned<String>>,
     pub reason: String,
     #[serde(rename = "ref")]
     pub reference: String,

@@ -142,7 +142,12 @@ impl TryFrom<CellEntry> for CellResult {
         Ok(CellResult {
             seed: entry.seed,
             outcome: entry.outcome.unwrap_or(skipped),
-            expectation: Expectation { outcome: expected, reason: entry.reason, reference: entry.reference },
+            expectation: Expectation {
+                outcome: expected,
+                reason: entry.reason,
+                reference: entry.reference,
+                parked_exits_per_s: None,
+            },
             verdict: entry.verdict,
             aps_started: entry.aps_started,
             duration: Duration::try_from_secs_f64(entry.duration_ms / 1000.0).map_err(|error| error.to_string())?,

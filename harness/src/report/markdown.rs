@@ -120,7 +120,7 @@ fn known_failures(results: &[CellResult], out: &mut dyn Write) -> io::Result<()>
     writeln!(out, "<details><summary>Expected failures</summary>\n")?;
     writeln!(out, "| outcome | reason | reference | cells of pairings |\n|---|---|---|---|")?;
     for (result, pairings) in reasons {
-        let Expectation { outcome, reason, reference } = &result.expectation;
+        let Expectation { outcome, reason, reference, .. } = &result.expectation;
         let text = |part: &Option<String>| escape(part.as_deref().unwrap_or_default());
         let cells: usize = pairings.values().sum();
         let which = match &pairings.keys().collect::<Vec<_>>()[..] {

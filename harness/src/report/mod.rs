@@ -206,6 +206,7 @@ pub(crate) mod testing {
                 outcome: expected,
                 reason: known.then(|| "INIT reaches nobody".into()),
                 reference: known.then(|| "D38446".into()),
+                parked_exits_per_s: None,
             },
             verdict: Verdict::of(expected, observed),
             aps_started: if observed == OutcomeKind::Ok { 3 } else { 0 },

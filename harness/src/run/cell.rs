@@ -132,7 +132,7 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
             return CellRun { result, trace: None };
         }
     };
-    let execution = execute(&Job { cell, kernel, engine, seed: setup.seed, limit: setup.limit(cell) }, |_| ());
+    let execution = execute(&Job { cell, kernel: &kernel, engine, seed: setup.seed, limit: setup.limit(cell) }, |_| ());
     let expectation = setup.matrix.expectation(cell);
     let Execution { outcome, aps_started, duration, instructions, trace, whereabouts, .. } = execution;
     let result = CellResult {
