@@ -15,7 +15,7 @@
 //!
 //! A guest that breaks or fails a test can never be `ok`; its report is the detail.
 
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -59,6 +59,31 @@ impl OutcomeKind {
             OutcomeKind::Panic => "panic",
             OutcomeKind::NotApplicable => "not-applicable",
             OutcomeKind::HarnessError => "harness-error",
+        }
+    }
+
+    /// The kind that prints so, whether it can be expected or not.
+    #[must_use]
+    pub fn of_any(text: &str) -> Option<OutcomeKind> {
+        match text {
+            "n/a" | "not-applicable" => Some(OutcomeKind::NotApplicable),
+            "harness-error" => Some(OutcomeKind::HarnessError),
+            _ => text.parse().ok(),
+        }
+    }
+
+    /// How bad it is: the worst of many stands for all of them where there is room for one.
+    #[must_use]
+    pub fn severity(self) -> u8 {
+        match self {
+            OutcomeKind::NotApplicable => 0,
+            OutcomeKind::Ok => 1,
+            OutcomeKind::Partial => 2,
+            OutcomeKind::Hang => 3,
+            OutcomeKind::Exit(_) => 4,
+            OutcomeKind::Abort => 5,
+            OutcomeKind::Panic => 6,
+            OutcomeKind::HarnessError => 7,
         }
     }
 
@@ -131,6 +156,23 @@ impl Serialize for Outcome {
         map.serialize_entry("status", &status)?;
         map.serialize_entry("detail", &self.detail)?;
         map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Outcome, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            kind: String,
+            status: Option<i32>,
+            detail: String,
+        }
+        let Fields { kind, status, detail } = Fields::deserialize(deserializer)?;
+        let kind = match (kind.as_str(), status) {
+            ("exit", Some(status)) => Some(OutcomeKind::Exit(status)),
+            (kind, _) => OutcomeKind::of_any(kind),
+        };
+        Ok(Outcome { kind: kind.ok_or_else(|| serde::de::Error::custom("no outcome has this kind"))?, detail })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{CellArgs, Failure, SelectArgs, print_and_exit};
 use crate::cell::Cell;
 use crate::matrix::verdict::Verdict;
-use crate::report::{self, grid, json};
+use crate::report::{self, file, grid, json};
 use crate::run::{CellResult, Setup, Shard, for_each, run_cell};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -63,7 +63,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let results = run_cells(args, &setup, &cells, &interrupted)?;
     let asked_for_by_name = !args.select.guest.is_empty();
     let kernels: Vec<&str> = setup.matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
-    let context = grid::Context {
+    let context = report::Context {
         kernels: &kernels,
         beside: &|cell| !asked_for_by_name && !setup.matrix.has_guest_on_axis(&cell.guest),
         repeated: &args.cells.repeated(),
@@ -72,7 +72,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let stopped = results.iter().any(|result| result.verdict == Verdict::Skipped);
     let status = if stopped { INTERRUPTED } else { report::exit_status(&results) };
-    print_and_exit(&grid::render(&results, &context), status)
+    print_and_exit(&grid::render(&results, &context, report::stdout_width()), status)
 }
 
 /// Runs the cells and keeps the files up to date; the results in the order of the cells.
@@ -92,7 +92,7 @@ fn run_cells(
             if let Some(dir) = &args.trace_dir {
                 let path = dir.join(cell.file("jsonl"));
                 std::fs::create_dir_all(path.parent().expect("a cell's file stands in a directory"))?;
-                json::write_atomically(&path, |out| trace.write(out))?;
+                file::write_atomically(&path, |out| trace.write(out))?;
             }
         }
         Ok(run.result)
@@ -107,7 +107,7 @@ fn run_cells(
     let write =
         |results: &[CellResult]| document.as_ref().map_or(Ok(()), |(path, host)| write_json(path, host, results));
     // Written at once, so that a path that cannot be written is found before the work is done. A stream gets the end alone.
-    let keep_written = args.json.as_deref().is_some_and(|path| !json::is_stream(path));
+    let keep_written = args.json.as_deref().is_some_and(|path| !file::is_stream(path));
     if keep_written {
         write(&results)?;
     }

@@ -63,6 +63,17 @@ impl Source<'_> {
         })
     }
 
+    /// Reads the tables of kernels alone.
+    pub(super) fn parse_kernels(&self) -> Result<Vec<KernelTable>, ConfigError> {
+        #[derive(serde::Deserialize)]
+        struct Kernels {
+            #[serde(default)]
+            kernel: Vec<KernelTable>,
+        }
+        let Kernels { kernel } = toml::from_str(self.text).map_err(|error| self.toml_error(&error, String::new()))?;
+        Ok(kernel)
+    }
+
     fn toml_error(&self, error: &toml::de::Error, key: String) -> ConfigError {
         self.error(error.span().unwrap_or_default(), &key, error.message().trim_end())
     }

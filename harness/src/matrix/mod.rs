@@ -21,8 +21,10 @@ use frontends::{ApicMode, Frontend};
 use kernels::Kernels;
 use names::{Names, check_cpus};
 use rules::{Rule, Rules};
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use toml::Spanned;
 use vmm::history::{Change, KernelVersion};
@@ -197,6 +199,37 @@ pub struct Matrix {
     rules: Rules,
     regressions: Vec<Regression>,
     uncovered: Vec<Uncovered>,
+    source: Arc<MatrixSource>,
+}
+
+/// A matrix as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MatrixSource {
+    /// What errors call it.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+/// The kernels of a matrix, for whoever needs nothing else of it: reading them does not take long.
+#[derive(Clone, Debug)]
+pub struct KernelSet(Kernels);
+
+impl KernelSet {
+    /// The kernels of a matrix in a text.
+    ///
+    /// # Errors
+    /// As [`Matrix::parse`], as far as it concerns kernels.
+    pub fn parse(source: &MatrixSource) -> Result<KernelSet, ConfigError> {
+        let source = Source { name: &source.name, text: &source.text };
+        Kernels::new(source, &source.parse_kernels()?).map(KernelSet)
+    }
+
+    /// The kernel with this name, or the one that the name makes.
+    #[must_use]
+    pub fn kernel(&self, name: &str) -> Option<KernelVersion> {
+        self.0.resolve(name).ok()
+    }
 }
 
 impl Matrix {
@@ -253,6 +286,7 @@ impl Matrix {
             rules: Rules::default(),
             regressions: Vec::new(),
             uncovered: Vec::new(),
+            source: Arc::new(MatrixSource { name: name.to_owned(), text: text.to_owned() }),
         };
         matrix.add_includes(source, &file.include)?;
         for table in &file.exclude {
@@ -272,6 +306,12 @@ impl Matrix {
             matrix.add_uncovered(source, table)?;
         }
         Ok(matrix)
+    }
+
+    /// The matrix as it is written.
+    #[must_use]
+    pub fn source(&self) -> &MatrixSource {
+        &self.source
     }
 
     fn add_includes(&mut self, source: Source<'_>, tables: &[Spanned<file::CellsTable>]) -> Result<(), ConfigError> {

@@ -5,14 +5,18 @@ use crate::cell::{Cell, EngineKind};
 use crate::matrix::Expectation;
 use crate::matrix::verdict::Verdict;
 use crate::outcome::{Observed, Outcome, OutcomeKind, observe};
-use crate::trace::{CELL_LANE, StoredTrace};
+use crate::trace::{CELL_LANE, StoredTrace, describe, lane};
 use frontends::{Console, Frontend, Launch};
 use guests::Guest;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmm::host::{Finished, Host};
+use vmm::engine::Engine;
+use vmm::history::KernelVersion;
+use vmm::host::{End, Finished, Host};
 use vmm::kernel::Kernel;
-use vmm::trace::{Event, Record};
+use vmm::trace::{Event, Record, Trace};
 
 /// What the VM is called on its host.
 const VM_NAME: &str = "guest";
@@ -20,8 +24,11 @@ const VM_NAME: &str = "guest";
 /// The cell's first task, the frontend's process: the same word for every frontend, so that traces of two can be compared.
 const MAIN_TASK: &str = "main";
 
+/// How many events before the end of a cell that was given up are told.
+const LAST_EVENTS: usize = 12;
+
 /// What is to be said about a cell that ran.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CellResult {
     /// The cell.
     pub cell: Cell,
@@ -41,6 +48,30 @@ pub struct CellResult {
     pub instructions: Option<u64>,
     /// SHA-256 of the trace as it is stored; `None` when nobody asked for it or there is none.
     pub trace_sha256: Option<String>,
+    /// What became of it each time, when it ran more than once.
+    pub tries: Vec<Try>,
+    /// Where a red cell parts ways with the nearest one that is ok, as far as somebody looked.
+    pub divergence: Option<Divergence>,
+    /// What is left of a cell that was our own fault: positions of vCPUs, last events, standard error of its process.
+    pub log: Option<String>,
+}
+
+/// One of several runs of the same cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Try {
+    /// The seed of its schedule.
+    pub seed: u64,
+    /// What became of it.
+    pub outcome: OutcomeKind,
+}
+
+/// Where a cell parts ways with another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// The other cell, which is ok.
+    pub against: Cell,
+    /// In one sentence.
+    pub sentence: String,
 }
 
 /// What a cell left behind.
@@ -50,6 +81,40 @@ pub struct CellRun {
     pub result: CellResult,
     /// What happened; `None` when the cell is not applicable.
     pub trace: Option<StoredTrace>,
+}
+
+/// Everything that a cell needs in order to run, whatever is expected of it.
+#[derive(Clone, Debug)]
+pub struct Job<'a> {
+    /// The cell, whose frontend and guest exist.
+    pub cell: &'a Cell,
+    /// Its kernel.
+    pub kernel: &'a KernelVersion,
+    /// What executes its guest.
+    pub engine: Arc<dyn Engine>,
+    /// The seed of its schedule.
+    pub seed: u64,
+    /// How long it may take: in virtual time on `soft`, in real time on `kvm`.
+    pub limit: Duration,
+}
+
+/// What a cell did, before anybody compares it with what was expected.
+#[derive(Clone, Debug)]
+pub struct Execution {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// How many APs reported.
+    pub aps_started: u32,
+    /// How long it took, in real time.
+    pub duration: Duration,
+    /// How many instructions its guest executed; `None` when the engine cannot tell.
+    pub instructions: Option<u64>,
+    /// What happened.
+    pub trace: StoredTrace,
+    /// What its frontend and its guest printed.
+    pub console: Console,
+    /// Where everything was when the cell ended by our own fault.
+    pub whereabouts: Option<String>,
 }
 
 /// Runs a cell whose names exist in the matrix.
@@ -68,11 +133,7 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
 #[must_use]
 pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
     let _slot = setup.engines.slot(cell.engine);
-    let began = Instant::now();
     let kernel = setup.matrix.kernel(&cell.kernel).expect("the matrix knows the cell's kernel");
-    let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
-    let guest: Guest = cell.guest.parse().expect("the catalog knows the cell's guest");
-    let expectation = setup.matrix.expectation(cell);
     let engine = match setup.engines.get(cell.engine) {
         Ok(engine) => engine,
         Err(why) => {
@@ -80,20 +141,51 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
             return CellRun { result, trace: None };
         }
     };
-    let limit = setup.timeout.unwrap_or_else(|| setup.matrix.limit(cell));
-    let host = match cell.engine {
-        EngineKind::Soft => Host::virtual_time(seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
-        EngineKind::Kvm => Host::threads(limit),
+    let execution = execute(&Job { cell, kernel: &kernel, engine, seed, limit: setup.limit(cell) }, |_| ());
+    let expectation = setup.matrix.expectation(cell);
+    let Execution { outcome, aps_started, duration, instructions, trace, whereabouts, .. } = execution;
+    let result = CellResult {
+        cell: cell.clone(),
+        seed,
+        verdict: Verdict::of(expectation.outcome, outcome.kind),
+        outcome,
+        expectation,
+        aps_started,
+        duration,
+        instructions,
+        trace_sha256: None,
+        tries: Vec::new(),
+        divergence: None,
+        log: whereabouts,
     };
+    CellRun { result, trace: Some(trace) }
+}
+
+/// Runs a cell; `began` gets its host before it does anything, to watch it with.
+///
+/// # Panics
+/// When its frontend or its guest do not exist.
+pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Execution {
+    let Job { cell, kernel, engine, seed, limit } = job;
+    let start = Instant::now();
+    let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
+    let guest: Guest = cell.guest.parse().expect("the catalog knows the cell's guest");
+    let host = match cell.engine {
+        EngineKind::Soft => Host::virtual_time(*seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
+        EngineKind::Kvm => Host::threads(*limit),
+    };
+    began(&host);
     let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, guest.rom());
-    let booted = Kernel::boot(&host, &kernel, engine);
+    let booted = Kernel::boot(&host, kernel, engine.clone());
+    let console = Console::new();
     let finished = {
-        let (inside, booted) = (host.clone(), booted.clone());
-        host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &Console::new()))
+        let (inside, booted, console) = (host.clone(), booted.clone(), console.clone());
+        host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &console))
     };
     let Finished { end, now_ns, mut trace } = finished;
     let seen = Observed::from_trace(&trace);
     let outcome = observe(cell.cpus, &end, &seen);
+    let whereabouts = matches!(end, End::HarnessError(_)).then(|| whereabouts(&booted, &trace));
     let last = trace.records.last();
     let event = Event::Outcome { kind: outcome.kind.to_string(), detail: outcome.detail.clone() };
     trace.records.push(Record {
@@ -105,34 +197,56 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         event,
         cause: last.map(|last| last.seq),
     });
-    let result = CellResult {
-        cell: cell.clone(),
-        seed,
-        verdict: Verdict::of(expectation.outcome, outcome.kind),
+    Execution {
         outcome,
-        expectation,
         aps_started: seen.aps_started(),
-        duration: began.elapsed(),
+        duration: start.elapsed(),
         instructions: booted.instructions(),
-        trace_sha256: None,
-    };
-    CellRun { result, trace: Some(StoredTrace { cell: cell.clone(), seed, trace: Arc::new(trace) }) }
+        trace: StoredTrace { cell: (*cell).clone(), seed: *seed, trace: Arc::new(trace) },
+        console,
+        whereabouts,
+    }
+}
+
+/// Where each vCPU is, and what happened last.
+fn whereabouts(booted: &Kernel, trace: &Trace) -> String {
+    let mut text = String::new();
+    for position in booted.positions() {
+        let _ = writeln!(text, "{position}");
+    }
+    let records = &trace.records;
+    for record in &records[records.len().saturating_sub(LAST_EVENTS)..] {
+        let (ms, ns) = (record.t_ns / 1_000_000, record.t_ns % 1_000_000);
+        let _ = writeln!(text, "{ms}.{ns:06} ms, {}: {}", lane(record), describe(&record.event));
+    }
+    text
 }
 
 impl CellResult {
     /// A cell that did not run, for a reason.
     #[must_use]
     pub fn without_run(setup: &Setup, cell: &Cell, verdict: Verdict, why: String) -> CellResult {
+        let outcome = Outcome { kind: OutcomeKind::NotApplicable, detail: why };
+        CellResult { verdict, ..CellResult::without_trace(setup, cell, outcome) }
+    }
+
+    /// A cell that ended so, and left nothing else behind.
+    #[must_use]
+    pub fn without_trace(setup: &Setup, cell: &Cell, outcome: Outcome) -> CellResult {
+        let expectation = setup.matrix.expectation(cell);
         CellResult {
             cell: cell.clone(),
             seed: setup.seed,
-            outcome: Outcome { kind: OutcomeKind::NotApplicable, detail: why },
-            expectation: setup.matrix.expectation(cell),
-            verdict,
+            verdict: Verdict::of(expectation.outcome, outcome.kind),
+            outcome,
+            expectation,
             aps_started: 0,
             duration: Duration::ZERO,
             instructions: None,
             trace_sha256: None,
+            tries: Vec::new(),
+            divergence: None,
+            log: None,
         }
     }
 }

@@ -2,10 +2,13 @@
 
 pub mod cell;
 pub mod engines;
+pub mod explain;
 
-pub use cell::{CellResult, CellRun, run_cell, run_seeded};
+pub use cell::{CellResult, CellRun, Divergence, Execution, Job, Try, execute, run_cell, run_seeded};
 pub use engines::Engines;
+pub use explain::{Explanation, neighbours};
 
+use crate::cell::Cell;
 use crate::matrix::Matrix;
 use std::ops::ControlFlow;
 use std::str::FromStr;
@@ -24,6 +27,14 @@ pub struct Setup {
     pub seed: u64,
     /// A limit for each cell, in place of the matrix's: of virtual time on `soft`, of real time on `kvm`.
     pub timeout: Option<Duration>,
+}
+
+impl Setup {
+    /// How long a cell may take: in virtual time on `soft`, in real time on `kvm`.
+    #[must_use]
+    pub fn limit(&self, cell: &Cell) -> Duration {
+        self.timeout.unwrap_or_else(|| self.matrix.limit(cell))
+    }
 }
 
 /// Runs `work` on every item (cells, most often), `jobs` at a time, and hands each result to `done` in the order in which
@@ -94,7 +105,6 @@ impl FromStr for Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::Cell;
     use proptest::prelude::*;
 
     fn cells(count: u16) -> Vec<Cell> {
