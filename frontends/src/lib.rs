@@ -7,12 +7,17 @@
 mod bhyve;
 mod console;
 mod libvmmapi;
+mod name;
+mod option;
 mod pc;
 
 pub use console::Console;
+pub use name::FrontendNameError;
+pub use option::FrontendOption;
 
 use bhyve::Personality;
 use libvmmapi::System;
+use option::Options;
 use std::fmt;
 use std::sync::Arc;
 use vmm::host::Host;
@@ -99,46 +104,67 @@ impl Launch {
     }
 }
 
-/// A version of a VMM's userspace.
+/// A version of a VMM's userspace, with the options that are asked of it.
+///
+/// Its text ([`fmt::Display`], [`std::str::FromStr`]) is its name in cells: `bhyve-13.1`, `bhyve-13.1+monitor`.
 #[derive(Clone, Copy)]
 pub struct Frontend {
     personality: &'static dyn Personality,
+    options: Options,
 }
 
 impl Frontend {
-    /// Every frontend, oldest first.
+    /// Every frontend without options, oldest first.
     pub fn all() -> impl Iterator<Item = Frontend> {
-        bhyve::PERSONALITIES.into_iter().map(|personality| Frontend { personality })
+        bhyve::PERSONALITIES.into_iter().map(|personality| Frontend { personality, options: Options::default() })
     }
 
-    /// The frontend with this name.
+    /// The frontend with this name, options included.
     #[must_use]
     pub fn named(name: &str) -> Option<Frontend> {
-        Frontend::all().find(|frontend| frontend.name() == name)
+        name.parse().ok()
     }
 
-    /// The name in cells.
+    /// The version's name, without options.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.personality.name()
     }
 
-    /// What it is, in one sentence.
+    /// What the version is, in one sentence.
     #[must_use]
     pub fn about(&self) -> &'static str {
         self.personality.about()
+    }
+
+    /// The options that the version offers.
+    #[must_use]
+    pub fn offered(&self) -> &'static [FrontendOption] {
+        self.personality.options()
+    }
+
+    /// The options that are on, in the order of names.
+    pub fn options(&self) -> impl Iterator<Item = FrontendOption> + use<> {
+        self.options.iter()
     }
 
     /// The process, from `main` to its end, which is the cell's ([`vmm::host::End::Exit`] or [`vmm::host::End::Abort`]): the
     /// body of the cell's first task.
     pub fn main(&self, host: &Host, kernel: &Kernel, launch: &Launch, console: &Console) -> ! {
         let system: Arc<dyn System> = Arc::new(kernel.clone());
-        bhyve::run(self.personality, host, &system, launch, console)
+        bhyve::run(self.personality, self.options, host, &system, launch, console)
+    }
+}
+
+/// The name in cells.
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.name(), self.options)
     }
 }
 
 impl fmt::Debug for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        fmt::Display::fmt(self, f)
     }
 }

@@ -4,6 +4,7 @@
 //! the thread's outermost function ends the cell with it.
 
 use crate::Console;
+use crate::option::Options;
 use vmm::abi::Errno;
 use vmm::host::{End, Host};
 use vmm::trace::Event;
@@ -34,12 +35,14 @@ pub(super) struct Place {
 pub(crate) struct Process {
     /// The host on which it runs.
     pub(super) host: Host,
+    /// What its command line asks for beside the plain machine.
+    pub(super) options: Options,
     console: Console,
 }
 
 impl Process {
-    pub(super) fn new(host: &Host, console: &Console) -> Process {
-        Process { host: host.clone(), console: console.clone() }
+    pub(super) fn new(host: &Host, console: &Console, options: Options) -> Process {
+        Process { host: host.clone(), options, console: console.clone() }
     }
 
     /// The console of the process.

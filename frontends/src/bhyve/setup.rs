@@ -2,11 +2,12 @@
 //! each puts together in its own order.
 
 use super::Personality;
+use super::bar;
 use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run, status};
 use crate::libvmmapi::{FOUR_GIB, Generation, GuestMemory, System, VM_BOOTROM, Vm};
 use crate::pc::{Pc, acpi, mptable};
-use crate::{ApicMode, Launch};
+use crate::{ApicMode, FrontendOption, Launch};
 use std::sync::Arc;
 use vmm::abi::{Errno, cap};
 use vmm::engine::Reg;
@@ -135,8 +136,13 @@ pub(super) fn machine(
     let gpa = map_bootrom(&process, &vm, launch.bootrom.len() as u64)?;
     assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), &launch.bootrom), "the ROM fits: its size was checked");
 
-    let pc = Pc::new(process.console());
-    Ok(Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality))
+    let with_bar = process.options.has(FrontendOption::Passthru);
+    let pc = Pc::new(process.console(), with_bar);
+    let machine = Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality);
+    if with_bar {
+        bar::init(&machine)?;
+    }
+    Ok(machine)
 }
 
 /// The ACPI interrupt.
