@@ -7,6 +7,8 @@ use crate::pm_timer;
 
 /// The MSR with the mode of the local APIC (SDM 3A 11.4.4).
 pub(crate) const IA32_APIC_BASE: u32 = 0x1b;
+/// IA32_APIC_BASE: this is the BSP.
+pub(crate) const APIC_BASE_BSP: u32 = 1 << 8;
 /// IA32_APIC_BASE: x2APIC mode.
 pub(crate) const APIC_BASE_EXTD: u32 = 1 << 10;
 /// Where the registers are in xAPIC mode. Nobody moves them.
@@ -26,6 +28,8 @@ pub(crate) enum Register {
     Version = 0x30,
     TaskPriority = 0x80,
     EndOfInterrupt = 0xb0,
+    LogicalDestination = 0xd0,
+    DestinationFormat = 0xe0,
     SpuriousInterruptVector = 0xf0,
     ErrorStatus = 0x280,
     InterruptCommandLow = 0x300,
@@ -92,6 +96,12 @@ impl LocalApic {
             LocalApic::XApic => id >> 24,
             LocalApic::X2Apic => id,
         }
+    }
+
+    /// In xAPIC mode: sets the model of logical destinations (DFR) and the logical ID (LDR) (SDM 3A 11.6.2.2).
+    pub(crate) fn set_logical(self, model: u32, id: u32) {
+        self.write(Register::DestinationFormat, model);
+        self.write(Register::LogicalDestination, id << 24);
     }
 
     /// Enables the local APIC, with nothing coming from its local sources.

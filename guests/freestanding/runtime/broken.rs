@@ -12,7 +12,7 @@ pub(crate) enum Broken {
     NoTables = 1,
     /// The firmware tells of more CPUs than the guest can use.
     TooManyCpus = 2,
-    /// An APIC ID above 255.
+    /// An APIC ID above 1023.
     ApicIdTooBig = 3,
     /// The PM timer does not advance.
     PmTimerStuck = 4,
@@ -27,7 +27,7 @@ impl Broken {
         match self {
             Broken::NoTables => "no MADT and no MP table",
             Broken::TooManyCpus => "too many CPUs",
-            Broken::ApicIdTooBig => "an APIC ID above 255",
+            Broken::ApicIdTooBig => "an APIC ID above 1023",
             Broken::PmTimerStuck => "the PM timer does not advance",
             Broken::IpiPending => "an IPI stays pending",
             Broken::Panic => "panic",

@@ -4,7 +4,7 @@ use crate::broken::{Broken, broken};
 use crate::cpu::{CPU_NUMBER, CPUS, Cpu};
 use crate::memory::read;
 use crate::{acpi, mp_table};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Who told.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,7 @@ impl Topology {
         } else {
             broken(Broken::NoTables)
         };
+        FOUND.store(list.cpus, Ordering::Release);
         Topology { source, cpus: list.cpus }
     }
 
@@ -43,8 +44,16 @@ impl Topology {
 
     /// The APs.
     pub(crate) fn aps(&self) -> &'static [Cpu] {
-        CPUS.get(1..self.cpus).unwrap_or_default()
+        aps()
     }
+}
+
+/// How many CPUs were found.
+static FOUND: AtomicUsize = AtomicUsize::new(0);
+
+/// The APs that were found.
+pub fn aps() -> &'static [Cpu] {
+    CPUS.get(1..FOUND.load(Ordering::Acquire)).unwrap_or_default()
 }
 
 /// The CPUs found so far.
@@ -63,7 +72,7 @@ impl List {
         }
         let Some(cpu) = CPUS.get(self.cpus) else { broken(Broken::TooManyCpus) };
         cpu.reset(apic_id);
-        number.store(self.cpus as u8, Ordering::Release);
+        number.store(self.cpus as u16, Ordering::Release);
         self.cpus += 1;
     }
 }

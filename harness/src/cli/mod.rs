@@ -295,7 +295,7 @@ mod tests {
             &["spinup", "--apic", "lapic"][..],
             &["spinup", "--engine", "qemu"],
             &["spinup", "--cpus", "0"],
-            &["spinup", "--cpus", "65"],
+            &["spinup", "--cpus", "1025"],
             &["spinup", "--shard", "3/2"],
             &["spinup", "--timeout", "0"],
             &["spinup", "--timeout", "soon"],

@@ -79,7 +79,7 @@ fn a_malformed_matrix_names_file_line_and_key() {
         ("wrong type", SMALL.replace("cpus = [2]", "cpus = [\"two\"]")),
         ("number out of range", SMALL.replace("cpus = [2]", "cpus = [2, 70000]")),
         ("no vCPU", SMALL.replace("cpus = [2]", "cpus = [2, 0]")),
-        ("more vCPUs than a guest uses", SMALL.replace("cpus = [2]", "cpus = [64, 65]")),
+        ("more vCPUs than a guest uses", SMALL.replace("cpus = [2]", "cpus = [1024, 1025]")),
         ("include of no vCPU", format!("{SMALL}[[include]]\ncpus = 0\n")),
         ("include of what is there", format!("{SMALL}[[include]]\ncpus = 2\n")),
         ("include of nothing", format!("{SMALL}[[include]]\ncpus = []\n")),
