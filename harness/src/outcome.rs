@@ -23,7 +23,8 @@ use std::str::FromStr;
 use vmm::host::End;
 use vmm::trace::{Event, GuestReport, Trace, report_port};
 
-/// The status with which bhyve ends after the guest powered itself off (`vmexit_suspend`, spec history 3.0).
+/// The status with which bhyve ends after the guest powered itself off (`vmexit_suspend`, spec history 3.0). Other frontends
+/// end with 0.
 const POWEROFF_STATUS: i32 = 1;
 
 /// What became of a cell, in a word.
@@ -362,7 +363,7 @@ pub fn observe(cpus: u16, end: &End, seen: &Observed) -> Outcome {
         End::HarnessError(what) => Outcome { kind: OutcomeKind::HarnessError, detail: what.clone() },
         End::Panic(message) => Outcome { kind: OutcomeKind::Panic, detail: message.clone() },
         End::Abort(message) => Outcome { kind: OutcomeKind::Abort, detail: message.clone() },
-        End::Exit(POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
+        End::Exit(0 | POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
         End::Deadline => seen.never_ended(cpus, "the time was up"),
         End::Deadlock => seen.never_ended(cpus, "every task waited for another"),
         End::Exit(status) => Outcome {

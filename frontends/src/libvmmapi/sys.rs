@@ -12,6 +12,18 @@ pub(crate) trait System: Send + Sync {
     /// What the kernel says; EEXIST when the name is taken.
     fn vm_create(&self, name: &str) -> Result<(), Errno>;
 
+    /// `sysctl hw.vmm.destroy`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn vm_destroy(&self, name: &str) -> Result<(), Errno>;
+
+    /// `open("/dev/vmmctl")`.
+    ///
+    /// # Errors
+    /// What the kernel says; ENOENT where it has none.
+    fn open_vmmctl(&self) -> Result<Arc<dyn DeviceFile>, Errno>;
+
     /// `open("/dev/vmm/NAME")`.
     ///
     /// # Errors
@@ -45,11 +57,23 @@ pub(crate) trait SharedMemory: Send + Sync {
     /// Copies bytes in; `false` when the range leaves the mapping.
     #[must_use]
     fn write(&self, at: u64, bytes: &[u8]) -> bool;
+
+    /// Copies bytes out; `false` when the range leaves the mapping.
+    #[must_use]
+    fn read(&self, at: u64, bytes: &mut [u8]) -> bool;
 }
 
 impl System for Kernel {
     fn vm_create(&self, name: &str) -> Result<(), Errno> {
         Kernel::vm_create(self, name)
+    }
+
+    fn vm_destroy(&self, name: &str) -> Result<(), Errno> {
+        Kernel::vm_destroy(self, name)
+    }
+
+    fn open_vmmctl(&self) -> Result<Arc<dyn DeviceFile>, Errno> {
+        Err(Errno::ENOENT)
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno> {
@@ -77,5 +101,9 @@ impl DeviceFile for Device {
 impl SharedMemory for Mapping {
     fn write(&self, at: u64, bytes: &[u8]) -> bool {
         Mapping::write(self, at, bytes)
+    }
+
+    fn read(&self, at: u64, bytes: &mut [u8]) -> bool {
+        Mapping::read(self, at, bytes)
     }
 }
