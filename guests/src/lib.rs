@@ -11,7 +11,7 @@
 //! What it does, which the same machine always makes it do in the same order: reports `BOOT`, `CPUS_FOUND` and `APS_ASKED`; starts
 //! APs, each of which reports `AP_ONLINE`, and reports `AP_AWAITED` where the sender waits for one; if some are missing,
 //! reports them and `GAVE_UP`; otherwise runs its tests, reports each, and `DONE`; powers off. Whatever it cannot handle is
-//! `BROKEN`, with a code that `freestanding/runtime/broken.rs` lists.
+//! `BROKEN`.
 //!
 //! Guests that start the APs as an operating system does put them to four tests then. Scenarios do something particular with
 //! INIT and STARTUP, and test what the architecture says about it, CPU by CPU; where it leaves a choice they report what they

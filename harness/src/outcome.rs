@@ -275,7 +275,7 @@ impl Observed {
     /// What the guest itself found wrong, in its words; `None` when it was content.
     fn complaint(&self, cpus: u16) -> Option<String> {
         if let Some(code) = self.broken {
-            return Some(format!("the guest broke (code {code:#x})"));
+            return Some(format!("the guest broke: {}", broken_in_words(code)));
         }
         if let Some(found) = self.cpus_found.filter(|&found| found != u32::from(cpus)) {
             return Some(format!("the guest found {found} CPUs instead of {cpus}"));
@@ -331,6 +331,16 @@ impl Observed {
 #[must_use]
 pub fn test_name(test: u32) -> String {
     report_port::test_name(test).map_or_else(|| format!("number {test}"), str::to_owned)
+}
+
+/// Why a guest broke (`BROKEN_*` of the report port), in words.
+#[must_use]
+pub fn broken_in_words(code: u32) -> String {
+    match (code, report_port::broken_in_words(code)) {
+        (_, Some(words)) => words.into(),
+        (0x100..0x200, None) => format!("exception or interrupt {:#04x}", code - 0x100),
+        (_, None) => format!("code {code:#x}"),
+    }
 }
 
 /// A CPU that runs where nobody sent it, in words; `vector` is that of the page where it began, `None` the reset vector.
@@ -476,7 +486,8 @@ mod tests {
                 "one is astray",
                 outcome(3, End::Exit(1), &[ONLINE_1, Stray { apic_id: 2, vector: Some(9) }, GaveUp { aps: 1 }], true),
             ),
-            ("broke early", outcome(3, End::Exit(1), &[BOOT, Broken { code: 0xe }], true)),
+            ("broke early", outcome(3, End::Exit(1), &[BOOT, Broken { code: 1 }], true)),
+            ("an exception", outcome(3, End::Exit(1), &[BOOT, Broken { code: 0x10d }], true)),
             ("found too few", outcome(4, End::Exit(1), &good, true)),
             ("deadline, silent", outcome(2, End::Deadline, &[], false)),
             ("deadlock", outcome(2, End::Deadlock, &[BOOT], false)),

@@ -12,7 +12,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use runtime::report::{SEEN_BAR_MOVES, SEEN_NO_DEVICE, TEST_RESTARTED_AT_NEW_VECTOR, seen, test};
 use runtime::scenario::{ask_for, beat, done, expect, start_all};
-use runtime::{Ap, Bsp, SECOND_VECTOR, TRAMPOLINE_VECTOR, delay, expect_at, port};
+use runtime::{Ap, Bsp, SECOND_VECTOR, TRAMPOLINE_VECTOR, delay, expect_at, port, serve};
 
 runtime::guest!("bar-remap", main, ap = move_bar);
 
@@ -61,9 +61,12 @@ fn restart(ap: &Ap, round: u32) -> bool {
     expect(|| ap.arrivals() == (round + 1, vector))
 }
 
-/// The first AP moves the BAR, for as long as it lives.
+/// The first AP moves the BAR, for as long as it lives; the others sleep.
 fn move_bar(ap: &'static Ap) -> ! {
-    if ap.number() != 1 || !DEVICE_IS_THERE.load(Ordering::Acquire) {
+    if ap.number() != 1 {
+        serve(ap)
+    }
+    if !DEVICE_IS_THERE.load(Ordering::Acquire) {
         beat(ap)
     }
     loop {

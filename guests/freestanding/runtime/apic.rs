@@ -1,9 +1,10 @@
 //! The CPU's local APIC, in whichever mode the firmware left it (SDM 3A chapter 11).
 
-use crate::broken::{Broken, broken};
+use crate::broken::broken;
 use crate::cpu::{fence_before_wrmsr, rdmsr, wrmsr};
 use crate::interrupts::SPURIOUS;
 use crate::pm_timer;
+use crate::report::BROKEN_IPI_PENDING;
 
 /// The MSR with the mode of the local APIC (SDM 3A 11.4.4).
 pub(crate) const IA32_APIC_BASE: u32 = 0x1b;
@@ -155,7 +156,7 @@ impl LocalApic {
     pub(crate) fn wait_sent(self) {
         let sent = || self.read(Register::InterruptCommandLow) & ICR_PENDING == 0;
         if self == LocalApic::XApic && !pm_timer::wait(IPI_PENDING_US, sent) {
-            broken(Broken::IpiPending);
+            broken(BROKEN_IPI_PENDING);
         }
     }
 

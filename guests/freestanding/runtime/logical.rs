@@ -16,14 +16,37 @@ pub enum Model {
 }
 
 impl Model {
+    /// How many CPUs can have a logical ID: those of the lowest numbers have.
+    fn ids(self) -> u32 {
+        match self {
+            Model::Flat => 8,
+            Model::Cluster => 15 * 4,
+            Model::X2ApicCluster => u32::MAX,
+        }
+    }
+
+    /// Those of the APs that have a logical ID.
+    #[must_use]
+    pub fn named(self, aps: &[Ap]) -> &[Ap] {
+        // The BSP has one of the IDs.
+        aps.get(..self.ids() as usize - 1).unwrap_or(aps)
+    }
+
+    /// The rest of them.
+    #[must_use]
+    pub fn nameless(self, aps: &[Ap]) -> &[Ap] {
+        aps.get(self.ids() as usize - 1..).unwrap_or_default()
+    }
+
     /// The CPU's logical ID: its cluster and its bit in it. By its number in xAPIC mode; by its APIC ID in x2APIC mode, where the
     /// processor derives it.
     fn id(self, cpu: &Cpu) -> Option<(u32, u32)> {
-        match self {
-            Model::Flat => (cpu.number() < 8).then(|| (0, 1 << cpu.number())),
-            Model::Cluster => (cpu.number() < 60).then(|| (cpu.number() / 4, 1 << (cpu.number() % 4))),
-            Model::X2ApicCluster => Some((cpu.apic_id() / 16, 1 << (cpu.apic_id() % 16))),
-        }
+        let number = cpu.number();
+        (number < self.ids()).then(|| match self {
+            Model::Flat => (0, 1 << number),
+            Model::Cluster => (number / 4, 1 << (number % 4)),
+            Model::X2ApicCluster => (cpu.apic_id() / 16, 1 << (cpu.apic_id() % 16)),
+        })
     }
 
     /// The destination field for CPUs of a cluster.
@@ -33,12 +56,6 @@ impl Model {
             Model::Cluster => cluster << 4 | bits,
             Model::X2ApicCluster => cluster << 16 | bits,
         }
-    }
-
-    /// Whether the CPU has a logical ID.
-    #[must_use]
-    pub fn means(self, cpu: &Cpu) -> bool {
-        self.id(cpu).is_some()
     }
 
     /// The destination that is this CPU alone; nobody, if it has no logical ID.

@@ -6,15 +6,15 @@ use crate::cpu::enable_interrupts;
 use crate::pm_timer;
 use crate::power;
 use crate::report::{APS_ASKED, DONE, report};
-use crate::startup::{Ap, INIT, LEVEL_ASSERT, STARTUP, TRIGGER_LEVEL, expect_at, require_all};
+use crate::startup::{Ap, INIT, LEVEL_ASSERT, STARTUP, TRIGGER_LEVEL, expect_at, require_all, wait_for_all};
 use crate::topology::aps;
 
-/// How long something may take that must happen, in µs.
-const EXPECT_US: u32 = 50_000;
+/// How long something may take that must happen, in µs: where time is real, its host may be busy.
+const EXPECT_US: u32 = 100_000;
 /// How long to look on for something that must not happen, in µs. bhyve 13.2 looks after a suspended vCPU every 1,000.
 const WATCH_US: u32 = 3_000;
 
-/// How long an AP that runs may go without showing it, in µs: where time is real, its host may be busy.
+/// How long an AP that runs may go without showing it, in µs; likewise.
 const BEAT_US: u32 = 20_000;
 
 /// Waits until `done`; whether it came to be so.
@@ -22,15 +22,15 @@ pub fn expect(done: impl FnMut() -> bool) -> bool {
     pm_timer::wait(EXPECT_US, done)
 }
 
-/// Waits until it is so of each of these APs.
+/// Waits until it is so, or has been so, of each of these APs.
 pub fn expect_of_all(aps: &[Ap], is_so: impl Fn(&Ap) -> bool) {
-    expect(|| aps.iter().all(&is_so));
+    wait_for_all(EXPECT_US, aps, is_so);
 }
 
 /// Gives each of these APs, which [`beat`] if they run, the time to show it: afterwards [`Ap::has_beaten`] tells.
 pub fn watch_for_beats(aps: &[Ap]) {
     aps.iter().for_each(Ap::note_beats);
-    pm_timer::wait(BEAT_US, || aps.iter().all(Ap::has_beaten));
+    wait_for_all(BEAT_US, aps, Ap::has_beaten);
 }
 
 /// Gives what must not happen the time to happen.

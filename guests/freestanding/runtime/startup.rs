@@ -133,9 +133,22 @@ pub fn real_mode_nmis() -> u16 {
     memory::read_shared((REAL_MODE_SEGMENT << 4) + offset)
 }
 
+/// Waits until it has been so of each of these APs, for so many µs. Looks at one at a time: a poll is as short with 1,000 of them.
+pub(crate) fn wait_for_all(limit_us: u32, aps: &[Ap], is_so: impl Fn(&Ap) -> bool) {
+    let mut rest = aps;
+    pm_timer::wait(limit_us, || {
+        while let [first, others @ ..] = rest
+            && is_so(first)
+        {
+            rest = others;
+        }
+        rest.is_empty()
+    });
+}
+
 /// Returns if all are online; otherwise says who is missing, and powers off.
 pub fn require_all(aps: &[Ap]) {
-    pm_timer::wait(GRACE_US, || aps.iter().all(Cpu::is_online));
+    wait_for_all(GRACE_US, aps, Cpu::is_online);
     let mut online = 0;
     for ap in aps {
         let here = ap.is_online();

@@ -1,6 +1,6 @@
 //! Events in words.
 
-use crate::outcome::{stray, test_name};
+use crate::outcome::{broken_in_words, stray, test_name};
 use vmm::abi::Errno;
 use vmm::trace::{DeliveryMode, DropReason, Event, GuestReport, Shorthand, StartupStore, report_port};
 
@@ -67,7 +67,7 @@ fn report(report: &GuestReport) -> String {
         GuestReport::ApMissing { apic_id } => say(format!("AP {apic_id} is missing")),
         GuestReport::Done { aps } => say(format!("done with {aps} APs")),
         GuestReport::GaveUp { aps } => say(format!("gave up waiting, {aps} APs came up")),
-        GuestReport::Broken { code } => say(format!("broke, code {code:#x}")),
+        GuestReport::Broken { code } => say(format!("broke: {}", broken_in_words(code))),
         GuestReport::Unknown { word } => say(format!("unknown report {word:#010x}")),
     }
 }

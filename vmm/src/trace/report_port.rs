@@ -22,7 +22,8 @@ pub const AP_MISSING: u8 = 6;
 pub const DONE: u8 = 7;
 /// The guest gave up waiting. Payload: how many APs came up all the same.
 pub const GAVE_UP: u8 = 8;
-/// Something that the guest does not understand (no ACPI tables, an unexpected exception). Payload: the guest's own code.
+/// Something that the guest does not understand. Payload: why (`BROKEN_*`); 100H + the vector of an unexpected interrupt or
+/// exception.
 pub const BROKEN: u8 = 9;
 /// The sender begins to wait for an AP to come online. Payload: its APIC ID. This is where senders that start APs one by one
 /// differ from those that start them all at once.
@@ -43,7 +44,7 @@ pub const RESET_VECTOR: u32 = 0xff;
 #[must_use]
 pub const fn about(what: u32, apic_id: Option<u32>) -> u32 {
     match apic_id {
-        Some(apic_id) => what & 0xff | (apic_id + 1 & 0xffff) << 8,
+        Some(apic_id) => what & 0xff | ((apic_id + 1) & 0xffff) << 8,
         None => what & 0xff,
     }
 }
@@ -52,6 +53,33 @@ pub const fn about(what: u32, apic_id: Option<u32>) -> u32 {
 #[must_use]
 pub const fn about_whom(payload: u32) -> (u32, Option<u32>) {
     (payload & 0xff, (payload >> 8 & 0xffff).checked_sub(1))
+}
+
+/// Neither a MADT nor an MP table was found.
+pub const BROKEN_NO_TABLES: u32 = 1;
+/// The firmware tells of more CPUs than the guest can use.
+pub const BROKEN_TOO_MANY_CPUS: u32 = 2;
+/// An APIC ID above 1023.
+pub const BROKEN_APIC_ID_TOO_BIG: u32 = 3;
+/// The PM timer does not advance.
+pub const BROKEN_PM_TIMER_STUCK: u32 = 4;
+/// An IPI stays pending.
+pub const BROKEN_IPI_PENDING: u32 = 5;
+/// The guest's own fault: a panic.
+pub const BROKEN_PANIC: u32 = 6;
+
+/// Why a guest broke, in words (`BROKEN_*`).
+#[must_use]
+pub const fn broken_in_words(why: u32) -> Option<&'static str> {
+    Some(match why {
+        BROKEN_NO_TABLES => "no MADT and no MP table",
+        BROKEN_TOO_MANY_CPUS => "too many CPUs",
+        BROKEN_APIC_ID_TOO_BIG => "an APIC ID above 1023",
+        BROKEN_PM_TIMER_STUCK => "the PM timer does not advance",
+        BROKEN_IPI_PENDING => "an IPI stays pending",
+        BROKEN_PANIC => "panic",
+        _ => return None,
+    })
 }
 
 /// Atomic counters incremented by every CPU add up.
