@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guests, by the names of their sources in freestanding/guests.
-pub(crate) const GUESTS: [&str; 22] = [
+pub(crate) const GUESTS: [&str; 23] = [
     "mp-spec",
     "linux",
     "linux-parallel",
@@ -27,6 +27,7 @@ pub(crate) const GUESTS: [&str; 22] = [
     "fixed-while-waiting",
     "nmi-while-waiting",
     "bar-remap",
+    "program",
     "triple-fault",
     "spin-forever",
     "jump-into-mmio",

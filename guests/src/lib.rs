@@ -20,6 +20,9 @@
 //!
 //! Another guest is a file in `freestanding/guests/`, its name in `build/rom.rs`, and its line among the [`Guest`]s.
 
+pub mod program;
+
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -117,12 +120,25 @@ guests! {
     /// An AP that moves the BAR of the PCI device 0:5.0 (FB5DH:40FBH), if there is one, is restarted again and again. Reports
     /// whether there is, and `restarted-at-new-vector`.
     BarRemap = "bar-remap", "an AP that moves a PCI BAR is restarted again and again (D52968)";
+    /// Carries out a list of operations on APs ([`program`]); INIT and STARTUP to the first AP when its name has none. Reports
+    /// which APs run in the end.
+    Program = "program", "INIT, STARTUP and others as a list in its name says: program+i1.s1=8 (random ones by `spinup fuzz`)";
     /// Ends in a triple fault: #UD with an empty IDT. Reports `BOOT`, starts no AP.
     TripleFault = "triple-fault", "misbehaves: a triple fault on the BSP";
     /// Spins for ever with interrupts off, without an exit. Reports `BOOT`, starts no AP.
     SpinForever = "spin-forever", "misbehaves: the BSP spins for ever with interrupts off";
     /// Jumps to D0000000H, where there is no memory. Reports `BOOT`, starts no AP.
     JumpIntoMmio = "jump-into-mmio", "misbehaves: the BSP jumps to D0000000H, where there is no memory";
+}
+
+/// The boot ROM of a guest by its name in cells, which may have a program ([`program::Program`]); `None` when no guest has this
+/// name.
+#[must_use]
+pub fn rom_named(name: &str) -> Option<Cow<'static, [u8]>> {
+    match program::Program::of_guest(name) {
+        Some(program) => program.ok().map(|program| Cow::Owned(program.rom())),
+        None => name.parse().ok().map(|guest: Guest| Cow::Borrowed(guest.rom())),
+    }
 }
 
 impl fmt::Display for Guest {

@@ -108,6 +108,9 @@ impl Coverage {
         for frontend in catalog::frontends() {
             items.push(item("frontend", frontend.name, exercised(&frontends, frontend.name)));
         }
+        for (name, _) in catalog::frontend_options() {
+            items.push(item("frontend", &name, exercised(&frontends, &name)));
+        }
         for guest in catalog::guests() {
             items.push(item("guest", guest.name, exercised(&guests, guest.name)));
         }

@@ -17,6 +17,7 @@ mod mp_table;
 mod pm_timer;
 pub mod port;
 mod power;
+pub mod program;
 pub mod report;
 mod ring;
 pub mod scenario;

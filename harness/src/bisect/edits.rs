@@ -56,7 +56,7 @@ impl fmt::Display for Edit {
 }
 
 /// The name of the kernel that edits make of another.
-pub(super) fn apply(kernel: &str, edits: &[Edit]) -> String {
+pub(crate) fn apply(kernel: &str, edits: &[Edit]) -> String {
     edits.iter().fold(kernel.to_owned(), |name, edit| name + &edit.to_string())
 }
 
@@ -66,7 +66,7 @@ fn kernel(matrix: &Matrix, name: &str) -> Result<KernelVersion, BisectError> {
 
 /// What turns one kernel into another, in an order in which each step is a kernel: what is left out, the newest first, then
 /// what is added, the oldest first.
-pub(super) fn edits_between(matrix: &Matrix, from: &str, to: &str) -> Result<Vec<Edit>, BisectError> {
+pub(crate) fn edits_between(matrix: &Matrix, from: &str, to: &str) -> Result<Vec<Edit>, BisectError> {
     let (from, to) = (kernel(matrix, from)?, kernel(matrix, to)?);
     let differ = |less: &KernelVersion, more: &KernelVersion| -> Vec<&'static str> {
         let only = |change: &&Change| more.has(change.name) && !less.has(change.name);
@@ -89,7 +89,7 @@ fn is_historical(kernel: &KernelVersion) -> bool {
 
 /// The kernels from one to another, each of which has what the one before it has; those that never were are left out unless
 /// they were asked for.
-pub(super) fn lineage(matrix: &Matrix, from: Option<&str>, to: Option<&str>) -> Result<Vec<String>, BisectError> {
+pub(crate) fn lineage(matrix: &Matrix, from: Option<&str>, to: Option<&str>) -> Result<Vec<String>, BisectError> {
     let from = from.map(|name| kernel(matrix, name)).transpose()?;
     let to = to.map(|name| kernel(matrix, name)).transpose()?;
     let mut chain: Vec<KernelVersion> = from.into_iter().collect();

@@ -8,7 +8,7 @@
 //! Where two neighbours differ, their changes are applied one by one in the order of their dates, and delta debugging
 //! ([`crate::ddmin`]) finds the smallest sets of them that make the one kernel behave as the other.
 
-mod edits;
+pub(crate) mod edits;
 mod json;
 mod text;
 

@@ -2,6 +2,7 @@
 
 mod bisect;
 mod explore;
+mod fuzz;
 mod list;
 mod repro;
 mod run;
@@ -53,6 +54,8 @@ enum Command {
     Bisect(bisect::BisectArgs),
     /// Run a cell under other schedules, and print the seeds that differ
     Explore(explore::ExploreArgs),
+    /// Run random programs of INIT, STARTUP and other IPIs over neighbouring kernels, and shrink what differs
+    Fuzz(fuzz::FuzzArgs),
 }
 
 /// Options of everything that knows the matrix.
@@ -219,6 +222,7 @@ pub fn main() -> u8 {
         Command::Repro(args) => repro::repro(&args),
         Command::Bisect(args) => bisect::bisect(&args),
         Command::Explore(args) => explore::explore(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
     };
     match done {
         Ok(status) => status,
@@ -311,7 +315,7 @@ mod tests {
     fn help_reads_well() {
         let mut command = Cli::command().term_width(110);
         let mut help = command.render_long_help().to_string();
-        for name in ["run", "list", "show", "trace", "diff", "repro", "bisect", "explore"] {
+        for name in ["run", "list", "show", "trace", "diff", "repro", "bisect", "explore", "fuzz"] {
             let subcommand = command.find_subcommand_mut(name).expect("a subcommand");
             help.push_str(&format!("\n---- {name} ----\n{}", subcommand.render_help()));
         }

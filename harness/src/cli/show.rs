@@ -63,7 +63,7 @@ pub(super) fn show(args: &ShowArgs) -> Result<u8, Failure> {
     }
     let (what, entries): (&str, Vec<Entry>) = match args.what {
         What::Kernels => ("kernel", matrix.kernels().iter().map(kernel).collect()),
-        What::Frontends => ("frontend", catalog::frontends().iter().map(part).collect()),
+        What::Frontends => ("frontend", catalog::frontends().iter().map(frontend).collect()),
         What::Guests => ("guest", catalog::guests().iter().map(part).collect()),
         What::Changes => ("change", CHANGES.iter().map(|change| self::change(change, &matrix)).collect()),
         What::Regressions => ("regression", matrix.regressions().iter().map(regression).collect()),
@@ -156,6 +156,15 @@ fn kernel(kernel: &KernelVersion) -> Entry {
             ("INVARIANTS", if kernel.invariants { "yes" } else { "no" }.into()),
         ],
     }
+}
+
+fn frontend(frontend: &Part) -> Entry {
+    let options = catalog::frontend_options().filter_map(|(name, about)| {
+        name.strip_prefix(frontend.name)
+            .filter(|option| option.starts_with('+'))
+            .map(|option| format!("{option}: {about}"))
+    });
+    Entry { more: options.map(|option| ("option", option)).collect(), ..part(frontend) }
 }
 
 fn part(part: &Part) -> Entry {

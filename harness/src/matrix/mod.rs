@@ -17,7 +17,7 @@ use crate::outcome::OutcomeKind;
 use crate::pattern::{NameSet, Pattern, did_you_mean};
 use cells::CellMatch;
 use file::{LimitTable, LimitsTable, RegressionTable, Source};
-use frontends::{ApicMode, Frontend};
+use frontends::ApicMode;
 use kernels::Kernels;
 use names::{Names, check_cpus};
 use rules::{Rule, Rules};
@@ -126,9 +126,9 @@ pub enum SelectError {
         /// The nearest name, as a question.
         hint: String,
     },
-    /// A name that makes no kernel.
-    #[error("{0}; `spinup show changes` lists the changes")]
-    WhatIf(String),
+    /// A name that makes nothing of what it begins with: why, and what there is a list of.
+    #[error("{0}; `spinup show {1}s` lists them")]
+    Made(String, &'static str),
     /// A filter that no cell passes.
     #[error(
         "no cell matches `{filter}`{hint}; `spinup list` lists the cells, and --kernel, --frontend, --guest, --apic, --cpus and --engine add others"
@@ -273,6 +273,7 @@ impl Matrix {
             names.kernels.add(kernel.clone());
         }
         axes.frontends.iter().for_each(|frontend| names.frontends.add(frontend.clone()));
+        axes.guests.iter().for_each(|guest| names.guests.add(guest.clone()));
         let configured = axes.product().collect();
         let LimitsTable { soft, kvm } = file.limits;
         let mut matrix = Matrix {
@@ -538,15 +539,26 @@ impl Matrix {
         let Selection { apic, cpus, engines, filters, .. } = selection;
         let made_kernel = |name: &str| match self.kernels.resolve(name) {
             Ok(_) => Ok(true),
-            Err(Some(why)) => Err(SelectError::WhatIf(why)),
+            Err(Some(why)) => Err(SelectError::Made(why, "change")),
             Err(None) => Ok(false),
         };
-        let made_frontend = |name: &str| Ok(Frontend::named(name).is_some());
+        // Only a name that begins as one there is, and goes on, is one that was to be made.
+        let is_made = |name: &str| name.contains('+');
+        let made_frontend = |name: &str| match self.names.check_frontend(name) {
+            Ok(_) => Ok(true),
+            Err(why) if is_made(name) => Err(SelectError::Made(why, "frontend")),
+            Err(_) => Ok(false),
+        };
+        let made_guest = |name: &str| match self.names.check_guest(name) {
+            Ok(_) => Ok(true),
+            Err(why) if is_made(name) => Err(SelectError::Made(why, "guest")),
+            Err(_) => Ok(false),
+        };
         let Names { kernels, frontends, guests } = &self.names;
         let axes = Axes {
             kernels: chosen("kernel", &selection.kernels, &kernels.list, &self.axes.kernels, made_kernel)?,
             frontends: chosen("frontend", &selection.frontends, &frontends.list, &self.axes.frontends, made_frontend)?,
-            guests: chosen("guest", &selection.guests, &guests.list, &self.axes.guests, |_| Ok(false))?,
+            guests: chosen("guest", &selection.guests, &guests.list, &self.axes.guests, made_guest)?,
             apic: if apic.is_empty() { self.axes.apic.clone() } else { apic.clone() },
             cpus: if cpus.is_empty() { self.axes.cpus.clone() } else { cpus.clone() },
             engines: if engines.is_empty() { self.axes.engines.clone() } else { engines.clone() },

@@ -7,7 +7,6 @@ use crate::matrix::verdict::Verdict;
 use crate::outcome::{Observed, Outcome, OutcomeKind, observe};
 use crate::trace::{CELL_LANE, StoredTrace, describe, lane};
 use frontends::{Console, Frontend, Launch};
-use guests::Guest;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -169,13 +168,13 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Execution {
     let Job { cell, kernel, engine, seed, limit } = job;
     let start = Instant::now();
     let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
-    let guest: Guest = cell.guest.parse().expect("the catalog knows the cell's guest");
+    let rom = guests::rom_named(&cell.guest).expect("the catalog knows the cell's guest");
     let host = match cell.engine {
         EngineKind::Soft => Host::virtual_time(*seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
         EngineKind::Kvm => Host::threads(*limit),
     };
     began(&host);
-    let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, guest.rom());
+    let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, rom);
     let booted = Kernel::boot(&host, kernel, engine.clone());
     let console = Console::new();
     let finished = {

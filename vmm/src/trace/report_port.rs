@@ -169,6 +169,9 @@ pub const SEEN_BAR_MOVES: u32 = 9;
 /// The PCI device that the guest is about is not there.
 pub const SEEN_NO_DEVICE: u32 = 10;
 
+/// A CPU runs when the guest ends.
+pub const SEEN_RUNS: u32 = 11;
+
 /// The name of what was seen (`SEEN_*`).
 #[must_use]
 pub const fn seen_name(seen: u32) -> Option<&'static str> {
@@ -183,6 +186,7 @@ pub const fn seen_name(seen: u32) -> Option<&'static str> {
         SEEN_SELF_SHORTHAND_IGNORED => "self-shorthand-ignored",
         SEEN_BAR_MOVES => "bar-moves",
         SEEN_NO_DEVICE => "no-device",
+        SEEN_RUNS => "runs",
         _ => return None,
     })
 }
