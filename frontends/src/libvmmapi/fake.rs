@@ -254,7 +254,9 @@ impl DeviceFile for FakeKernel {
             abi::VM_GET_CPUS => {
                 let head: abi::VmCpuset = read(argument);
                 self.call(name.to_owned())?;
-                write(&mut argument[head.cpus as usize..], &self.state.lock().active.words());
+                let set = self.state.lock().active.words();
+                let [a, b, c, d, ..] = set;
+                write(&mut argument[head.cpus as usize..], &[a, b, c, d]);
             }
             abi::VM_GET_MEMSEG | abi::VM_ALLOC_MEMSEG => {
                 let segment: abi::VmMemseg = read(argument);
