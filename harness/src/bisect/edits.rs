@@ -3,23 +3,52 @@
 use super::BisectError;
 use crate::matrix::Matrix;
 use std::fmt;
-use vmm::history::{CHANGES, Change, KernelVersion};
+use vmm::history::{BuildOptions, CHANGES, Change, KernelVersion, MaxCpus};
 
-/// A change that is added, or left out.
+/// A step from one kernel to another: a change that is added or left out, or another way of building.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// The change is added.
     With(&'static str),
     /// The change is left out.
     Without(&'static str),
+    /// A build option is switched: the word as it stands behind a kernel's name, its sign included.
+    Build(String),
 }
 
 impl Edit {
-    /// The change itself.
+    /// The change; `None` of a build option.
     #[must_use]
-    pub fn change(&self) -> &'static Change {
-        let (Edit::With(name) | Edit::Without(name)) = self;
-        Change::named(name).expect("an edit names a change")
+    pub fn change(&self) -> Option<&'static Change> {
+        match self {
+            Edit::With(name) | Edit::Without(name) => Change::named(name),
+            Edit::Build(_) => None,
+        }
+    }
+
+    /// The name of the change or of the option.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Edit::With(name) | Edit::Without(name) => name,
+            Edit::Build(word) => &word[1..],
+        }
+    }
+
+    /// `+` or `−`, as people read it.
+    #[must_use]
+    pub fn sign(&self) -> char {
+        match self {
+            Edit::With(_) => '+',
+            Edit::Without(_) => '−',
+            Edit::Build(word) => {
+                if word.starts_with('-') {
+                    '−'
+                } else {
+                    '+'
+                }
+            }
+        }
     }
 
     /// Whether this one makes no sense without the other: a change that is added needs what it needs, and one that is left
@@ -27,22 +56,44 @@ impl Edit {
     #[must_use]
     pub fn needs(&self, other: &Edit) -> bool {
         match (self, other) {
-            (Edit::With(_), Edit::With(need)) => self.change().needs.contains(need),
-            (Edit::Without(need), Edit::Without(_)) => other.change().needs.contains(need),
+            (Edit::With(name), Edit::With(need)) => {
+                Change::named(name).is_some_and(|change| change.needs.contains(need))
+            }
+            (Edit::Without(need), Edit::Without(name)) => {
+                Change::named(name).is_some_and(|change| change.needs.contains(need))
+            }
             _ => false,
         }
     }
 
     pub(super) fn is_of_the_same_commit(&self, other: &Edit) -> bool {
-        self.change().commit == other.change().commit
+        let commit = |edit: &Edit| edit.change().filter(|change| is_hash(change)).map(|change| change.commit);
+        commit(self).is_some() && commit(self) == commit(other)
     }
 
     /// `b265a2e0d764 (D38446), 2023-02`.
     #[must_use]
     pub fn reference(&self) -> String {
-        let Change { commit, review, date, .. } = self.change();
-        review.map_or(format!("{commit}, {date}"), |review| format!("{commit} ({review}), {date}"))
+        match self.change() {
+            None => "a build option".into(),
+            Some(Change { commit, review: None, date, .. }) => format!("{commit}, {date}"),
+            Some(Change { commit, review: Some(review), date, .. }) => format!("{commit} ({review}), {date}"),
+        }
     }
+
+    /// What it does, with where that is written.
+    #[must_use]
+    pub fn about(&self) -> String {
+        match self.change() {
+            Some(change) => format!("{}: {}", self.reference(), change.effect),
+            None => self.reference(),
+        }
+    }
+}
+
+/// Whether a change's commit is known by its hash, rather than by where its effect was read.
+fn is_hash(change: &Change) -> bool {
+    !change.commit.contains(' ')
 }
 
 /// As a kernel's name has it: `+exit-mask`.
@@ -51,6 +102,7 @@ impl fmt::Display for Edit {
         match self {
             Edit::With(name) => write!(f, "+{name}"),
             Edit::Without(name) => write!(f, "-{name}"),
+            Edit::Build(word) => f.write_str(word),
         }
     }
 }
@@ -65,7 +117,7 @@ fn kernel(matrix: &Matrix, name: &str) -> Result<KernelVersion, BisectError> {
 }
 
 /// What turns one kernel into another, in an order in which each step is a kernel: what is left out, the newest first, then
-/// what is added, the oldest first.
+/// what is added, the oldest first, then how it is built.
 pub(crate) fn edits_between(matrix: &Matrix, from: &str, to: &str) -> Result<Vec<Edit>, BisectError> {
     let (from, to) = (kernel(matrix, from)?, kernel(matrix, to)?);
     let differ = |less: &KernelVersion, more: &KernelVersion| -> Vec<&'static str> {
@@ -73,7 +125,28 @@ pub(crate) fn edits_between(matrix: &Matrix, from: &str, to: &str) -> Result<Vec
         CHANGES.iter().filter(only).map(|change| change.name).collect()
     };
     let without = differ(&to, &from).into_iter().rev().map(Edit::Without);
-    Ok(without.chain(differ(&from, &to).into_iter().map(Edit::With)).collect())
+    Ok(without.chain(differ(&from, &to).into_iter().map(Edit::With)).chain(built_otherwise(&from, &to)).collect())
+}
+
+/// The build options in which two kernels differ, as far as they mean something to the second.
+fn built_otherwise(from: &KernelVersion, to: &KernelVersion) -> Vec<Edit> {
+    let BuildOptions { debug, compat12, compat13, compat14, max_cpu } = to.options;
+    let was = from.options;
+    let switched = [
+        ("debug", was.debug, debug),
+        ("compat12", was.compat12, compat12),
+        ("compat13", was.compat13, compat13),
+        ("compat14", was.compat14, compat14),
+    ];
+    let mut edits: Vec<Edit> = switched
+        .into_iter()
+        .filter(|(_, was, is)| was != is)
+        .map(|(word, _, is)| Edit::Build(format!("{}{word}", if is { '+' } else { '-' })))
+        .collect();
+    if was.max_cpu != max_cpu && to.behaviour().max_cpus == MaxCpus::Tunable {
+        edits.push(Edit::Build(format!("+maxcpu={max_cpu}")));
+    }
+    edits
 }
 
 fn contains(more: &KernelVersion, less: &KernelVersion) -> bool {

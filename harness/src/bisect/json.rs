@@ -48,10 +48,11 @@ struct FlipEntry<'a> {
 #[derive(Serialize)]
 struct StepEntry<'a> {
     change: String,
-    commit: &'static str,
+    /// These four are `null` of a build option.
+    commit: Option<&'static str>,
     review: Option<&'static str>,
-    date: &'static str,
-    evidence: String,
+    date: Option<&'static str>,
+    evidence: Option<String>,
     flips: bool,
     #[serde(flatten)]
     seen: SeenEntry<'a>,
@@ -76,10 +77,10 @@ impl<'a> From<&'a Flip> for FlipEntry<'a> {
             let change = edit.change();
             StepEntry {
                 change: edit.to_string(),
-                commit: change.commit,
-                review: change.review,
-                date: change.date,
-                evidence: change.evidence.to_string(),
+                commit: change.map(|change| change.commit),
+                review: change.and_then(|change| change.review),
+                date: change.map(|change| change.date),
+                evidence: change.map(|change| change.evidence.to_string()),
                 flips,
                 seen: seen.into(),
             }

@@ -31,7 +31,8 @@ fn lazy_userspace_broke_twice_and_was_mended_twice() {
         .flips
         .iter()
         .map(|flip| {
-            let mut commits: Vec<&str> = flip.minimal[0].edits.iter().map(|edit| edit.change().commit).collect();
+            let mut commits: Vec<&str> =
+                flip.minimal[0].edits.iter().map(|edit| edit.change().expect("no option").commit).collect();
             commits.dedup();
             (flip.direction, commits)
         })
@@ -53,6 +54,21 @@ fn in_x2apic_the_mutex_is_another_story() {
     insta::assert_snapshot!(shown(&history));
     let mutex = (Direction::Breaks, vec![vec!["+startup-cpus".to_owned()]]);
     assert!(causes(&history).contains(&mutex), "c0f35dbf19c3 breaks");
+}
+
+#[test]
+fn a_build_option_can_be_what_makes_the_difference() {
+    let history =
+        history_of("bhyve-13.1@fbsd-13.1/mp-spec/x2apic-2/soft", Some("main-c0f35dbf+nodebug"), Some("main-c0f35dbf"));
+    assert_eq!(causes(&history), [(Direction::Breaks, vec![vec!["+debug".to_owned()]])]);
+}
+
+#[test]
+fn the_whole_history_has_the_kernels_that_were() {
+    let history = history_of("bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft", None, None);
+    let kernels: Vec<&str> = history.kernels.iter().map(|seen| seen.kernel.as_str()).collect();
+    assert!(kernels.contains(&"fbsd-14") && kernels.contains(&"fbsd-15"), "{kernels:?}");
+    assert!(!kernels.contains(&"naive-widen") && !kernels.contains(&"illumos"), "{kernels:?}");
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn in_words(set: &MinimalSet) -> String {
         .map(|edit| match edit {
             Edit::With(name) => (*name).to_owned(),
             Edit::Without(name) => format!("the lack of {name}"),
+            Edit::Build(word) => word.clone(),
         })
         .collect();
     match &names[..] {
@@ -46,7 +47,7 @@ fn by(flip: &Flip) -> String {
         Direction::Mends => "mended by",
         Direction::Changes => "changed by",
         Direction::Passes => {
-            let steps = flip.walk.iter().filter(|step| step.flips).map(|step| step.edit.change().name);
+            let steps = flip.walk.iter().filter(|step| step.flips).map(|step| step.edit.name());
             return format!("different in between: {}", steps.collect::<Vec<_>>().join(", then "));
         }
     };
@@ -97,18 +98,16 @@ fn render_flip(flip: &Flip, out: &mut String) {
     let _ = writeln!(out, "  {}", by(flip));
     let _ = writeln!(out, "  {}", flip.sentence);
     let edits = flip.walk.iter().map(|step| &step.edit);
-    let name_width = edits.map(|edit| edit.change().name.len()).max().unwrap_or(0);
+    let name_width = edits.map(|edit| edit.name().len()).max().unwrap_or(0);
     let seen_all = flip.walk.iter().map(|step| &step.seen).chain(without(flip).filter_map(|(_, seen)| seen.as_ref()));
     let kind_width = seen_all.map(|seen| seen.signature.kind.to_string().chars().count() + 2).max().unwrap_or(0);
     let line = |sign: char, edit: &Edit, seen: Option<&Seen>, words: &str| {
         let kind = seen.map_or_else(|| " ".repeat(kind_width), |seen| outcome(&seen.signature, kind_width));
-        format!("    {sign} {:name_width$}  {kind}  {words}\n", edit.change().name)
+        format!("    {sign} {:name_width$}  {kind}  {words}\n", edit.name())
     };
     out.push_str("\n    in the order of their dates\n");
     for step in &flip.walk {
-        let sign = if matches!(step.edit, Edit::With(_)) { '+' } else { '−' };
-        let about = format!("{}: {}", step.edit.reference(), step.edit.change().effect);
-        out.push_str(&line(sign, &step.edit, Some(&step.seen), &paint(DIM, &about)));
+        out.push_str(&line(step.edit.sign(), &step.edit, Some(&step.seen), &paint(DIM, &step.edit.about())));
     }
     for set in flip.minimal.iter().filter(|set| !set.without.is_empty()) {
         let of = if flip.minimal.len() > 1 { format!(" of {}", in_words(set)) } else { String::new() };

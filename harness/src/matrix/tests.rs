@@ -48,6 +48,9 @@ fn the_built_in_matrix_states_the_known_truth() {
             };
             for apic in ApicMode::ALL {
                 let outcomes: Vec<OutcomeKind> = expected(apic).into_iter().collect();
+                if outcomes.is_empty() {
+                    continue;
+                }
                 let [outcome] = outcomes[..] else { panic!("{pairing} {apic}: {outcomes:?}") };
                 table.push(format!("{pairing} {apic} {outcome}"));
             }
@@ -103,7 +106,6 @@ fn a_malformed_matrix_names_file_line_and_key() {
             "name that makes no kernel in a match",
             expect("match = { kernel = \"fbsd-13.1+exit-mask\" }\noutcome = \"hang\""),
         ),
-        ("name that makes what there is", expect("match = { kernel = \"fbsd-13.2+exit-mask\" }\noutcome = \"hang\"")),
         ("name made with no change", expect("match = { kernel = \"fbsd-13.2-exit-mesk\" }\noutcome = \"hang\"")),
         ("exclude of nothing", format!("{SMALL}[[exclude]]\ncpus = 3\n")),
         (
@@ -276,6 +278,7 @@ fn a_name_makes_a_kernel() {
     let matrix = small("[[include]]\nkernel = \"main-7c326ab5+exit-mask\"\n").expect("a matrix");
     let made = matrix.kernel("main-7c326ab5+exit-mask").expect("made");
     assert_eq!(made.behaviour(), KernelVersion::named("naive-widen").expect("named").behaviour());
+    assert!(!matrix.kernel("main-7c326ab5+nodebug").expect("made").options.debug);
     assert!(matrix.kernels().contains(&made), "what the matrix mentions is one of its kernels");
     assert!(names(&matrix.configured()).contains(&"bhyve-13.1@main-7c326ab5+exit-mask/mp-spec/xapic-2/soft".into()));
     let less = "fbsd-13.2-exit-mask-spinup-ffs";
@@ -286,7 +289,7 @@ fn a_name_makes_a_kernel() {
         ..Selection::default()
     };
     assert_eq!(matrix.select(&filter).expect("cells").len(), 1);
-    let refused: Vec<String> = ["fbsd-13.2-handle-ipi", "fbsd-13.2-warp", "fbsd-13.2+exit-mask", "fbsd-13.3-exit-mask"]
+    let refused: Vec<String> = ["fbsd-13.2-handle-ipi", "fbsd-13.2-warp", "fbsd-13.2+run-state", "fbsd-13.3-exit-mask"]
         .map(|name| {
             let selection = Selection { kernels: vec![Pattern::new(name)], ..Selection::default() };
             matrix.select(&selection).expect_err(name).to_string()
