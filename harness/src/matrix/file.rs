@@ -174,6 +174,10 @@ pub(super) struct File {
     pub expect: Vec<Spanned<ExpectTable>>,
     #[serde(default)]
     pub regression: Vec<RegressionTable>,
+    #[serde(default)]
+    pub race: Vec<Spanned<RaceTable>>,
+    #[serde(default)]
+    pub support: Vec<Spanned<SupportTable>>,
 }
 
 /// `[axes]`: the cells are the product of these.
@@ -253,4 +257,26 @@ pub(super) struct RegressionTable {
     pub good: Spanned<String>,
     #[serde(rename = "ref")]
     pub reference: String,
+}
+
+/// `[[race]]`: cells on `kvm` that are known to end in more than one way.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RaceTable {
+    #[serde(rename = "match")]
+    pub cells: Spanned<CellsTable>,
+    pub outcomes: Spanned<Vec<String>>,
+    pub reason: String,
+    #[serde(rename = "ref")]
+    pub reference: Spanned<String>,
+}
+
+/// `[[support]]`: pairings that matter to a release.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SupportTable {
+    #[serde(rename = "match")]
+    pub cells: Spanned<CellsTable>,
+    pub until: Option<Spanned<toml::value::Datetime>>,
+    pub reason: String,
 }
