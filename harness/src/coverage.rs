@@ -120,7 +120,8 @@ impl Coverage {
         for_each(
             &changes,
             jobs,
-            |change| witness(setup, &candidates, change),
+            |_| (),
+            |(), change| witness(setup, &candidates, change),
             |at, found| {
                 witnesses[at] = found;
                 ControlFlow::Continue(())

@@ -79,7 +79,8 @@ pub fn explore(setup: &Setup, cell: &Cell, schedules: usize, jobs: usize) -> Res
     for_each(
         &seeds,
         jobs,
-        |&seed| compare(seed),
+        |_| (),
+        |(), &seed| compare(seed),
         |_, result| match result {
             Ok(one) => {
                 compared.push(one);

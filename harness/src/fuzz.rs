@@ -224,7 +224,8 @@ pub fn fuzz(setup: &Setup, plan: &Plan, jobs: usize) -> Result<Fuzzed, String> {
     for_each(
         &models,
         jobs,
-        |model| {
+        |_| (),
+        |(), model| {
             let mut runner = Runner { setup, model: model.clone(), our_faults: Vec::new() };
             (findings(&mut runner, &steps, &programs), runner.our_faults)
         },

@@ -30,5 +30,5 @@ pub(super) fn explore(args: &ExploreArgs) -> Result<u8, Failure> {
     let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let explored = explore_cell(&setup, &cell, args.schedules.get(), jobs).map_err(Failure::Usage)?;
     let status = if explored.is_our_fault() { 3 } else { u8::from(explored.differs()) };
-    print_and_exit(&explored.render(&args.cells.repeated_but_seed()), status)
+    print_and_exit(&explored.render(&args.cells.repeated()), status)
 }

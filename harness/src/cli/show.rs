@@ -99,7 +99,8 @@ fn unexplained(args: &ShowArgs, matrix: Matrix) -> Result<u8, Failure> {
     for_each(
         &cells,
         jobs,
-        |cell| run_cell(&setup, cell).result,
+        |_| (),
+        |(), cell| run_cell(&setup, cell).result,
         |at, result| {
             results[at] = Some(result);
             ControlFlow::Continue(())

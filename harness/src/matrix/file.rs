@@ -176,6 +176,10 @@ pub(super) struct File {
     pub regression: Vec<RegressionTable>,
     #[serde(default)]
     pub uncovered: Vec<UncoveredTable>,
+    #[serde(default)]
+    pub race: Vec<Spanned<RaceTable>>,
+    #[serde(default)]
+    pub support: Vec<Spanned<SupportTable>>,
 }
 
 /// `[axes]`: the cells are the product of these.
@@ -264,4 +268,26 @@ pub(super) struct RegressionTable {
     pub good: Spanned<String>,
     #[serde(rename = "ref")]
     pub reference: String,
+}
+
+/// `[[race]]`: cells on `kvm` that are known to end in more than one way.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RaceTable {
+    #[serde(rename = "match")]
+    pub cells: Spanned<CellsTable>,
+    pub outcomes: Spanned<Vec<String>>,
+    pub reason: String,
+    #[serde(rename = "ref")]
+    pub reference: Spanned<String>,
+}
+
+/// `[[support]]`: pairings that matter to a release.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SupportTable {
+    #[serde(rename = "match")]
+    pub cells: Spanned<CellsTable>,
+    pub until: Option<Spanned<toml::value::Datetime>>,
+    pub reason: String,
 }

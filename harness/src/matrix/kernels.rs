@@ -12,9 +12,14 @@ use vmm::history::{CHANGES, KernelVersion, VersionError};
 pub(super) struct Kernels(Vec<KernelVersion>);
 
 impl Kernels {
+    /// The named kernels alone.
+    pub(super) fn named() -> Kernels {
+        Kernels(KernelVersion::all().collect())
+    }
+
     /// The named kernels and the what-ifs; a what-if takes the place of the kernel whose name it has.
     pub(super) fn new(source: Source<'_>, what_ifs: &[KernelTable]) -> Result<Kernels, ConfigError> {
-        let mut kernels = Kernels(KernelVersion::all().collect());
+        let mut kernels = Kernels::named();
         let mut defined = BTreeSet::new();
         for table in what_ifs {
             let name = table.name.get_ref();

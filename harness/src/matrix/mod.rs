@@ -3,14 +3,17 @@
 
 mod bound;
 mod cells;
+pub mod edit;
 mod file;
 mod kernels;
 mod names;
+mod policy;
 mod rules;
 pub mod verdict;
 
 pub use bound::Bound;
 pub use file::ConfigError;
+pub use policy::{Date, Supported};
 
 use crate::cell::{Cell, EngineKind, is_name};
 use crate::outcome::OutcomeKind;
@@ -20,6 +23,7 @@ use file::{LimitTable, LimitsTable, RegressionTable, Source};
 use frontends::ApicMode;
 use kernels::Kernels;
 use names::{Names, check_cpus};
+use policy::Policy;
 use rules::{Rule, Rules};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -199,6 +203,7 @@ pub struct Matrix {
     rules: Rules,
     regressions: Vec<Regression>,
     uncovered: Vec<Uncovered>,
+    policy: Policy,
     source: Arc<MatrixSource>,
 }
 
@@ -287,6 +292,7 @@ impl Matrix {
             rules: Rules::default(),
             regressions: Vec::new(),
             uncovered: Vec::new(),
+            policy: Policy::default(),
             source: Arc::new(MatrixSource { name: name.to_owned(), text: text.to_owned() }),
         };
         matrix.add_includes(source, &file.include)?;
@@ -300,6 +306,8 @@ impl Matrix {
             matrix.excludes.push(exclude);
         }
         matrix.add_rules(source, &file.expect)?;
+        let tables = (&file.race[..], &file.support[..]);
+        matrix.policy = Policy::new(source, &mut matrix.names, &mut matrix.kernels, &matrix.configured, tables)?;
         for table in file.regression {
             matrix.add_regression(source, table)?;
         }
@@ -307,6 +315,13 @@ impl Matrix {
             matrix.add_uncovered(source, table)?;
         }
         Ok(matrix)
+    }
+
+    /// Whether a kernel of the matrix is none that has its name without it.
+    #[must_use]
+    pub fn has_own_kernels(&self) -> bool {
+        let named = KernelSet(Kernels::named());
+        self.kernels().iter().any(|kernel| named.kernel(&kernel.name).as_ref() != Some(kernel))
     }
 
     /// The matrix as it is written.
@@ -475,6 +490,18 @@ impl Matrix {
                 decides: used.decides,
             })
             .collect()
+    }
+
+    /// Why several outcomes of a cell are no news: they are those of a race that the matrix knows of.
+    #[must_use]
+    pub fn known_race(&self, cell: &Cell, outcomes: &[OutcomeKind]) -> Option<&str> {
+        self.policy.known_race(cell, outcomes)
+    }
+
+    /// Whether a cell matters to a release on that day: all do when the matrix says of none.
+    #[must_use]
+    pub fn supported(&self, cell: &Cell, today: Date) -> Supported {
+        self.policy.supported(cell, today)
     }
 
     /// Every kernel that has a name: the named ones, oldest first, then the what-ifs of the matrix.

@@ -14,8 +14,11 @@ use std::fmt::Write as _;
 const RED_PER_PAIRING: usize = 2;
 
 /// Pairings with red cells that get words; of the others a line each, and beyond that a number.
-const RED_PAIRINGS: usize = 12;
+const RED_PAIRINGS: usize = 8;
 const RED_LINES: usize = 40;
+
+/// Lines of what is left of a cell that was our own fault; the reports have all.
+const LOG_LINES: usize = 12;
 
 /// Pairings with one reason that are named; more are counted, for the grid names them already.
 const PAIRINGS_NAMED: usize = 3;
@@ -390,11 +393,14 @@ fn red_cells(out: &mut String, results: &[CellResult], context: &Context<'_>) {
             if let Some(divergence) = &result.divergence {
                 let _ = writeln!(out, "      {}", divergence.sentence);
             }
+            for line in result.log.iter().flat_map(|log| log.lines()).take(LOG_LINES) {
+                let _ = writeln!(out, "      {}", paint(DIM, line));
+            }
             if result.verdict == Verdict::Xpass {
                 let reason = result.expectation.reason.as_deref().unwrap_or_default();
                 let _ = writeln!(out, "      the failure was expected because {reason}; correct the [[expect]]");
             } else if result.outcome.kind != OutcomeKind::HarnessError {
-                let _ = writeln!(out, "      {}", paint(DIM, &context.repro(&result.cell)));
+                let _ = writeln!(out, "      {}", paint(DIM, &context.repro(result)));
             }
         }
         if red.len() > RED_PER_PAIRING {
@@ -500,7 +506,8 @@ mod tests {
         let context = Context {
             kernels: &["fbsd-13.1", "main-7c326ab5", "naive-widen", "fbsd-13.2"],
             beside: &|cell| cell.guest == "triple-fault",
-            repeated: " --seed 7",
+            repeated: " --timeout 2",
+            matrix: "",
             duration: Duration::from_millis(1234),
             seed: 0,
         };

@@ -25,8 +25,8 @@ const RED_TOLD: usize = 50;
 /// What the script reads.
 #[derive(Serialize)]
 struct Data<'a> {
-    /// Name, outcome, verdict, text, milliseconds: the middle ones as places in the lists below.
-    cells: Vec<(String, usize, usize, usize, f64)>,
+    /// Name, outcome, verdict, text, milliseconds, seed: the middle ones as places in the lists below.
+    cells: Vec<(String, usize, usize, usize, f64, u64)>,
     outcomes: Vec<String>,
     verdicts: Vec<String>,
     texts: Vec<String>,
@@ -173,7 +173,7 @@ fn red_cells(results: &[CellResult], context: &Context<'_>) -> Markup {
                         ": " (told(result))
                         @if let Some(divergence) = &result.divergence { br; (divergence.sentence) }
                         br;
-                        code { (context.repro(&result.cell)) }
+                        code { (context.repro(result)) }
                     }
                 }
                 @if red.len() > RED_TOLD { li { "and " (red.len() - RED_TOLD) " more, in the list below" } }
@@ -240,7 +240,7 @@ fn data(results: &[CellResult], explanations: &BTreeMap<Cell, Explanation>, cont
             let ms = (result.duration.as_secs_f64() * 1e4).round() / 10.0;
             let outcome = outcomes.place(Shown::of(result).text());
             let verdict = verdicts.place(result.verdict.name().into());
-            (result.cell.to_string(), outcome, verdict, texts.place(told(result)), ms)
+            (result.cell.to_string(), outcome, verdict, texts.place(told(result)), ms, result.seed)
         })
         .collect();
     let data = Data {

@@ -7,8 +7,9 @@ use crate::matrix::verdict::Verdict;
 use crate::outcome::{Outcome, OutcomeKind};
 use crate::run::{CellResult, Divergence, Engines, Try};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Version of the document. Fields may be added within a version, never renamed.
@@ -180,6 +181,45 @@ impl Document {
         let complete = results.iter().all(|result| result.verdict != Verdict::Skipped);
         let spinup = env!("CARGO_PKG_VERSION").into();
         Document { schema: SCHEMA, spinup, host: host.clone(), complete, cells: results.to_vec() }
+    }
+
+    /// Joins the documents of parts of a run, named by their files. Cells are in the order of the parts.
+    ///
+    /// # Errors
+    /// When a cell is in two of them, in a sentence; or when there is none.
+    pub fn join(parts: Vec<(&Path, Document)>) -> Result<Document, String> {
+        let mut whole: Option<Document> = None;
+        let mut seen: BTreeMap<Cell, &Path> = BTreeMap::new();
+        for (path, part) in parts {
+            for result in &part.cells {
+                if let Some(other) = seen.insert(result.cell.clone(), path) {
+                    return Err(format!("{} is in {} and in {}", result.cell, other.display(), path.display()));
+                }
+            }
+            match &mut whole {
+                None => whole = Some(part),
+                Some(whole) => {
+                    whole.complete &= part.complete;
+                    whole.cells.extend(part.cells);
+                    for engine in part.host.engines {
+                        if !whole.host.engines.contains(&engine) {
+                            whole.host.engines.push(engine);
+                        }
+                    }
+                }
+            }
+        }
+        whole.ok_or_else(|| "nothing to join".into())
+    }
+
+    /// Reads the documents in files and joins them.
+    ///
+    /// # Errors
+    /// A sentence with the file.
+    pub fn read_all(paths: &[PathBuf]) -> Result<Document, String> {
+        let read = |path: &'_ PathBuf| Document::read(path);
+        let documents: Vec<Document> = paths.iter().map(read).collect::<Result<_, _>>()?;
+        Document::join(paths.iter().map(PathBuf::as_path).zip(documents).collect())
     }
 
     /// Writes the document in one step: a reader sees the file of before or this one, never a part.

@@ -41,7 +41,7 @@ fn red_cells(results: &[CellResult], context: &Context<'_>, out: &mut dyn Write)
             writeln!(out, "  <br>{}", escape(&divergence.sentence))?;
         }
         if result.outcome.kind != OutcomeKind::HarnessError {
-            writeln!(out, "  <br><code>{}</code>", escape(&context.repro(&result.cell)))?;
+            writeln!(out, "  <br><code>{}</code>", escape(&context.repro(result)))?;
         }
         if let Some(log) = &result.log {
             writeln!(out, "  <details><summary>log</summary><pre>{}</pre></details>", escape_lines(log))?;
@@ -168,7 +168,7 @@ pub fn annotations(results: &[CellResult], context: &Context<'_>) -> String {
     let mut text = String::new();
     for result in &red[..shown] {
         let sentence = result.divergence.as_ref().map_or(String::new(), |found| format!("\n{}", found.sentence));
-        let message = format!("{}{sentence}\n{}", told(result), context.repro(&result.cell));
+        let message = format!("{}{sentence}\n{}", told(result), context.repro(result));
         text.push_str(&format!("::error title={}::{}\n", property(&result.cell.to_string()), data(&message)));
     }
     if shown < red.len() {

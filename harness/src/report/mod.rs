@@ -3,6 +3,7 @@
 
 pub mod file;
 pub mod files;
+pub mod gate;
 pub mod grid;
 pub mod html;
 pub mod json;
@@ -24,8 +25,10 @@ pub struct Context<'a> {
     pub kernels: &'a [&'a str],
     /// Whether a cell stands beside the grid, in a line of its own.
     pub beside: &'a dyn Fn(&Cell) -> bool,
-    /// The options that repeat a run of one cell as this one was run, each after a space.
+    /// The options that repeat a run of one cell as this one was run, but for the seed, each after a space.
     pub repeated: &'a str,
+    /// Which matrix it was, if that is not plain: the end of a sentence.
+    pub matrix: &'a str,
     /// How long the run took.
     pub duration: Duration,
     /// The seed of the schedules.
@@ -35,14 +38,16 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// The command that shows where a red cell parts ways with the nearest one that is ok.
     #[must_use]
-    pub fn repro(&self, cell: &Cell) -> String {
-        format!("spinup repro {cell}{}", self.repeated)
+    pub fn repro(&self, result: &CellResult) -> String {
+        let seed = if result.seed == 0 { String::new() } else { format!(" --seed {}", result.seed) };
+        format!("spinup repro {}{}{seed}", result.cell, self.repeated)
     }
 
     /// `171 cells in 0.6 s, seed 0`.
     fn run(&self, results: &[CellResult]) -> String {
         let cells = if results.len() == 1 { "cell" } else { "cells" };
-        format!("{} {cells} in {:.1} s, seed {}", results.len(), self.duration.as_secs_f64(), self.seed)
+        let Context { duration, seed, matrix, .. } = self;
+        format!("{} {cells} in {:.1} s, seed {seed}{matrix}", results.len(), duration.as_secs_f64())
     }
 }
 
@@ -56,7 +61,7 @@ pub fn told(result: &CellResult) -> String {
         Verdict::Skipped => "it did not run".into(),
         Verdict::Pass | Verdict::NotApplicable => outcome.detail.clone(),
         Verdict::Xfail => format!("expected {}: {reason}{reference}", outcome.kind),
-        Verdict::Flaky => format!("{}, one of the outcomes of a known race: {}", outcome.kind, outcome.detail),
+        Verdict::Flaky => format!("{}: {}", outcome.kind, outcome.detail),
         Verdict::Fail => format!("expected {}, but {}: {}", expectation.outcome, outcome.kind, outcome.detail),
         Verdict::Xpass => {
             format!("expected {}, but ok; it was expected because {reason}{reference}", expectation.outcome)
@@ -158,7 +163,8 @@ pub(crate) mod testing {
         Context {
             kernels: &["fbsd-13.1", "main-7c326ab5", "naive-widen", "fbsd-13.2"],
             beside: &|cell| cell.guest == "triple-fault",
-            repeated: " --seed 7",
+            repeated: " --timeout 2",
+            matrix: ", the built-in matrix",
             duration: Duration::from_millis(1234),
             seed: 7,
         }

@@ -32,7 +32,7 @@ pub fn write(results: &[CellResult], context: &Context<'_>, out: &mut dyn Write)
             if let Some(divergence) = &result.divergence {
                 line("divergence", &divergence.sentence)?;
             }
-            line("repro", &context.repro(&result.cell))?;
+            line("repro", &context.repro(result))?;
             if let Some(log) = &result.log {
                 line("log", log)?;
             }

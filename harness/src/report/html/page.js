@@ -9,10 +9,10 @@
     if (cls) element.className = cls;
     return element;
   };
-  const cells = data.cells.map(([name, outcome, verdict, told, ms]) => {
+  const cells = data.cells.map(([name, outcome, verdict, told, ms, seed]) => {
     const [pairing, guest, machine, engine] = name.split('/');
     return {name, pairing, guest, machine, engine, outcome: data.outcomes[outcome], verdict: data.verdicts[verdict],
-            told: data.texts[told], ms};
+            told: data.texts[told], ms, seed};
   });
   const style = {pass: 'good', xfail: 'known', flaky: 'known', fail: 'red', xpass: 'red'};
   const filters = {pairing: '', text: '', verdict: '', outcome: '', guest: '', machine: '', engine: ''};
@@ -89,7 +89,8 @@
     const known = data.details[cell.name];
     const parts = [make('h2', cell.name), make('p', `${cell.outcome}, ${cell.verdict}: ${cell.told}`)];
     parts[0].tabIndex = -1;
-    const command = (known && known.divergence ? 'spinup repro ' : 'spinup trace ') + cell.name + data.repeated;
+    const command = (known && known.divergence ? 'spinup repro ' : 'spinup trace ') + cell.name + data.repeated
+      + (cell.seed ? ' --seed ' + cell.seed : '');
     const run = make('p');
     const copy = make('button', 'copy', 'plain');
     copy.type = 'button';
