@@ -1,7 +1,7 @@
 //! Frontends on real kernels, with the guest that starts its APs as the MP specification says: what an option or a personality
 //! changes there.
 
-use frontends::{ApicMode, Console, Frontend, Launch};
+use frontends::{ApicMode, Boot, Console, Frontend, Launch};
 use guests::Guest;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl Cell {
         let guest: Guest = "mp-spec".parse().expect("a guest");
         let host = Host::virtual_time(0, LIMIT_NS);
         let kernel = Kernel::boot(&host, &kernel, Arc::new(SoftEngine::new()));
-        let launch = Launch::new("guest", cpus, ApicMode::Xapic, guest.rom());
+        let launch = Launch::new("guest", cpus, ApicMode::Xapic, Boot::Rom(guest.rom().into()));
         let (console, inside) = (Console::new(), host.clone());
         let printed = console.clone();
         let finished = host.run("main", move || frontend.main(&inside, &kernel, &launch, &console));

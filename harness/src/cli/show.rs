@@ -81,7 +81,8 @@ fn kernel(kernel: &KernelVersion) -> Entry {
 }
 
 fn part(part: &Part) -> Entry {
-    Entry { name: part.name.into(), about: part.about.into(), more: Vec::new() }
+    let more = part.options.iter().map(|option| (option.name(), format!("+{option}: {}", option.about()))).collect();
+    Entry { name: part.name.into(), about: part.about.into(), more }
 }
 
 fn change(change: &Change, matrix: &Matrix) -> Entry {
