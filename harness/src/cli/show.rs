@@ -75,7 +75,7 @@ fn kernel(kernel: &KernelVersion) -> Entry {
         about: kernel.about.to_string(),
         more: vec![
             ("changes", if changes.is_empty() { none.into() } else { changes.join(", ") }),
-            ("INVARIANTS", if kernel.invariants { "yes" } else { "no" }.into()),
+            ("options", kernel.options.to_string()),
         ],
     }
 }

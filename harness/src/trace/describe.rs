@@ -25,6 +25,7 @@ pub fn drop_reason(why: DropReason) -> &'static str {
         DropReason::DestinationOutOfRange => "the destination is the sender or no vCPU",
         DropReason::LogicalDestination => "logical destinations are not taken",
         DropReason::IllegalVector => "the vector is illegal",
+        DropReason::ExitLost => "the exit of a WRMSR is lost",
         DropReason::SoftwareDisabled => "the target's local APIC is disabled by software",
     }
 }
@@ -33,6 +34,7 @@ fn store(store: StartupStore) -> &'static str {
     match store {
         StartupStore::BootState => "boot_state",
         StartupStore::StartupCpus => "startup_cpus",
+        StartupStore::RunState => "run state",
     }
 }
 

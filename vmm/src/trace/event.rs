@@ -114,6 +114,8 @@ pub enum DropReason {
     LogicalDestination,
     /// Vectors 0 to 15 are illegal.
     IllegalVector,
+    /// The exit that a STARTUP by WRMSR is to cause is lost on its way (before becd984900).
+    ExitLost,
     /// The local APICs of all targets are disabled by software, and take no fixed interrupt (SDM 3A 11.4.7.2).
     SoftwareDisabled,
 }
@@ -126,6 +128,8 @@ pub enum StartupStore {
     BootState,
     /// Per VM (from c0f35dbf19c3 on).
     StartupCpus,
+    /// Per vCPU, as one of its run states (illumos).
+    RunState,
 }
 
 /// What a bare-metal guest said at the report port.
