@@ -7,6 +7,7 @@
 mod bhyve;
 mod console;
 mod libvmmapi;
+pub mod loader;
 mod name;
 mod option;
 mod pc;
@@ -17,6 +18,7 @@ pub use option::FrontendOption;
 
 use bhyve::Personality;
 use libvmmapi::System;
+use loader::OsImage;
 use option::Options;
 use std::fmt;
 use std::sync::Arc;
@@ -69,7 +71,16 @@ pub struct Topology {
     pub threads: u16,
 }
 
-/// A command line: `-H`, no `-P`, `-e` or `-w`, COM1 on the console, a host bridge, an LPC bridge and a boot ROM.
+/// What a VM boots from.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// `-l bootrom,…`: the ROM that ends at 4 GiB, 4 KiB to 16 MiB in whole pages.
+    Rom(Arc<[u8]>),
+    /// No boot ROM: a [`loader`] makes the VM before the frontend runs.
+    Loader(Arc<OsImage>),
+}
+
+/// A command line: `-H`, no `-P`, `-e` or `-w`, COM1 on the console, a host bridge and an LPC bridge.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// The VM's name.
@@ -82,8 +93,8 @@ pub struct Launch {
     pub apic: ApicMode,
     /// `-m`: RAM in bytes, a multiple of 4 KiB.
     pub memory_bytes: u64,
-    /// `-l bootrom,…`: the ROM that ends at 4 GiB, 4 KiB to 16 MiB in whole pages.
-    pub bootrom: Arc<[u8]>,
+    /// What it boots from.
+    pub boot: Boot,
     /// `-A`: ACPI tables beside the MP table.
     pub acpi: bool,
 }
@@ -91,16 +102,8 @@ pub struct Launch {
 impl Launch {
     /// A VM of 16 MiB with MP table and ACPI tables.
     #[must_use]
-    pub fn new(vm_name: &str, vcpus: u16, apic: ApicMode, bootrom: impl Into<Arc<[u8]>>) -> Launch {
-        Launch {
-            vm_name: vm_name.to_owned(),
-            vcpus,
-            topology: None,
-            apic,
-            memory_bytes: 16 << 20,
-            bootrom: bootrom.into(),
-            acpi: true,
-        }
+    pub fn new(vm_name: &str, vcpus: u16, apic: ApicMode, boot: Boot) -> Launch {
+        Launch { vm_name: vm_name.to_owned(), vcpus, topology: None, apic, memory_bytes: 16 << 20, boot, acpi: true }
     }
 }
 

@@ -13,7 +13,7 @@ use super::machine::{BSP, Machine};
 use super::process::{Begin, Place, Process, Run, status};
 use super::{Personality, ap, monitor, setup};
 use crate::libvmmapi::{Exit, Illumos, Reason, System, Vm};
-use crate::{ApicMode, FrontendOption, Launch};
+use crate::{ApicMode, Boot, FrontendOption, Launch};
 use std::sync::Arc;
 use vmm::abi::illumos::{cap, vrs};
 
@@ -42,7 +42,9 @@ impl Personality for IllumosBhyve {
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         // Step 4.
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::reset_bsp(&machine)?;
+        if let Boot::Rom(_) = launch.boot {
+            setup::reset_bsp(&machine)?;
+        }
         setup::build_tables(&machine, launch.acpi)?;
         monitor::look(&machine);
         // Step 5.

@@ -39,7 +39,7 @@ impl Personality for LazyIpiExit {
         setup::check_vcpus_allowed(&process, &vm, cpus)?;
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         let rip = setup::bsp_rip(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
         monitor::look(&machine);

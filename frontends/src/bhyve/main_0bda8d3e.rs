@@ -35,7 +35,7 @@ impl Personality for Bhyve0bda8d3e {
         setup::check_vcpus_allowed(&process, &vm, cpus)?;
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         checkpoint::restore(&machine)?;
         // spinup_vcpu reads every vCPU's RIP again; this one is not used.
         setup::bsp_rip(&machine)?;

@@ -1,9 +1,14 @@
-//! bhyve(8): one module per version, and what the versions share.
+//! bhyve(8) and its relatives: one module per version, and what the versions share.
 //!
-//! A [`Personality`] is a version. Its module begins with what that version does, step by step, and its `main` is bhyve's
-//! `main` as a list of those steps. The steps themselves are in [`setup`], the vCPU's thread is in [`vm_loop`], the handlers that
-//! never changed are in [`exits`]. Each says how well its facts are known: \[read] in that version's source, \[commit] from a commit message,
-//! \[inferred] from other code.
+//! A [`Personality`] is a version: of FreeBSD's bhyve, of illumos's, of propolis, of QEMU's accelerator, or one that never was. Its
+//! module begins with what that version does, step by step, and its `main` is the program's `main` as a list of those steps.
+//!
+//! * Steps that several take: [`setup`], up to a machine that is ready for its first vCPU; [`ap`], the start of an AP.
+//! * The life of the threads: [`machine`], [`vm_loop`]; [`exits`], the handlers that never changed; [`inst_emul`], [`xmsr`].
+//! * What an option adds: [`monitor`], [`gdb`], [`checkpoint`], [`bar`].
+//!
+//! Each says how well its facts are known: \[read] in that version's source, \[commit] from a commit message, \[inferred] from
+//! other code.
 
 mod ap;
 mod bar;

@@ -19,6 +19,8 @@ pub(super) mod status {
     pub(in super::super) const VM_RUN_FAILED: i32 = 1;
     /// Most errors.
     pub(in super::super) const ERROR: i32 = 4;
+    /// After the loader that runs before bhyve has failed: of our own, for loaders say 1 or 4 as they like.
+    pub(in super::super) const LOADER: i32 = 64;
     /// `EX_OSERR` of sysexits(3).
     pub(in super::super) const EX_OSERR: i32 = 71;
 }

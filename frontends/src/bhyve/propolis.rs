@@ -20,7 +20,7 @@ use super::machine::{BSP, Machine};
 use super::process::{Begin, Process, Run};
 use super::{Personality, setup, vm_loop};
 use crate::libvmmapi::{Exit, Illumos, Reason, System, Vm, bhyve_api};
-use crate::{ApicMode, FrontendOption, Launch};
+use crate::{ApicMode, Boot, FrontendOption, Launch};
 use std::sync::Arc;
 use vmm::abi::illumos::{cap, exitcode, vrs};
 use vmm::abi::{Errno, suspend};
@@ -64,12 +64,11 @@ impl Personality for Propolis {
         }
         // Step 2.
         let vm = open(&process, system, launch)?;
-        let apic = launch.apic;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
         setup::build_tables(&machine, launch.acpi)?;
         // Step 3.
         for vcpu in 0..i32::from(cpus.count) {
-            init_vcpu(&machine, apic, vcpu)
+            init_vcpu(&machine, launch, vcpu)
                 .map_err(|(what, errno)| failed(&machine.process, &format!("vCPU {vcpu}: {what}"), errno))?;
         }
         // Step 4.
@@ -134,20 +133,29 @@ fn open(process: &Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Vm>
         vm.force_reinit().map_err(|errno| failed(process, "VM_REINIT", errno))?;
         return Ok(vm);
     }
-    Vm::create(&**system, name, &Illumos).map_err(|errno| failed(process, "VMM_CREATE_VM", errno))?;
+    setup::run_loader(process, system, launch, &Illumos)?;
+    if let Boot::Rom(_) = launch.boot {
+        Vm::create(&**system, name, &Illumos).map_err(|errno| failed(process, "VMM_CREATE_VM", errno))?;
+    }
     open()
 }
 
 /// Step 3. An error says which call it was.
-fn init_vcpu(machine: &Machine, apic: ApicMode, vcpu: i32) -> Result<(), (&'static str, Errno)> {
+fn init_vcpu(machine: &Machine, launch: &Launch, vcpu: i32) -> Result<(), (&'static str, Errno)> {
     let vm = &machine.vm;
+    // Where a loader has placed a kernel, the BSP begins as the loader has set it.
+    let loaded = vcpu == BSP && matches!(launch.boot, Boot::Loader(_));
     vm.activate_cpu(vcpu).map_err(|errno| ("VM_ACTIVATE_CPU", errno))?;
     machine.has_thread(vcpu);
-    vm.reset_cpu(vcpu).map_err(|errno| ("VM_RESET_CPU", errno))?;
+    if !loaded {
+        vm.reset_cpu(vcpu).map_err(|errno| ("VM_RESET_CPU", errno))?;
+    }
     vm.set_capability(vcpu, cap::HALT_EXIT, 1).map_err(|errno| ("VM_SET_CAPABILITY", errno))?;
-    vm.set_x2apic_state(vcpu, apic == ApicMode::X2apic).map_err(|errno| ("VM_SET_X2APIC_STATE", errno))?;
+    vm.set_x2apic_state(vcpu, launch.apic == ApicMode::X2apic).map_err(|errno| ("VM_SET_X2APIC_STATE", errno))?;
     if vcpu == BSP {
         vm.set_run_state(vcpu, vrs::RUN, 0).map_err(|errno| ("VM_SET_RUN_STATE", errno))?;
+    }
+    if vcpu == BSP && !loaded {
         vm.set_register(vcpu, Reg::Rip, RESET_RIP).map_err(|errno| ("VM_SET_REGISTER", errno))?;
     }
     Ok(())

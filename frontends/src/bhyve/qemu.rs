@@ -20,7 +20,7 @@ use super::machine::{BSP, Machine};
 use super::process::{Begin, Place, Process, Run, status};
 use super::{Personality, ap, monitor, setup, vm_loop};
 use crate::libvmmapi::{Exit, Reason, System, V15, Vm};
-use crate::{ApicMode, FrontendOption, Launch};
+use crate::{ApicMode, Boot, FrontendOption, Launch};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl Personality for QemuBhyve {
         monitor::look(&machine);
         // Steps 2 and 3.
         for vcpu in 0..i32::from(cpus.count) {
-            init_vcpu(&machine, launch.apic, vcpu)?;
+            init_vcpu(&machine, launch, vcpu)?;
             machine.start_thread(vcpu, None);
         }
         machine.mevent_dispatch()
@@ -164,24 +164,30 @@ fn open(process: &Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Vm>
     if let Ok(last) = Vm::open(system, name, &V15) {
         let _ignored = last.destroy();
     }
-    Vm::create(&**system, name, &V15).and_then(|()| Vm::open(system, name, &V15)).map_err(|errno| {
+    // `-kernel`
+    setup::run_loader(process, system, launch, &V15)?;
+    let made = match launch.boot {
+        Boot::Rom(_) => Vm::create(&**system, name, &V15),
+        Boot::Loader(_) => Ok(()),
+    };
+    made.and_then(|()| Vm::open(system, name, &V15)).map_err(|errno| {
         let line = format!("bhyve: vm_openf('{name}') failed: {errno} (errno={})", errno.number());
         process.exit(status::VM_RUN_FAILED, &line)
     })
 }
 
 /// `bhyve_init_vcpu`.
-fn init_vcpu(machine: &Machine, apic: ApicMode, vcpu: i32) -> Run<()> {
+fn init_vcpu(machine: &Machine, launch: &Launch, vcpu: i32) -> Run<()> {
     const PLACE: Place = Place { function: "bhyve_init_vcpu", file: "bhyve-all.c" };
     let Machine { process, vm, qemu, .. } = machine;
     let _printed = vm.capability(vcpu, cap::HALT_EXIT);
     let _printed = vm.set_capability(vcpu, cap::HALT_EXIT, 1);
     let _printed = vm.set_capability(vcpu, cap::PAUSE_EXIT, 0);
-    let _printed = vm.set_x2apic_state(vcpu, apic == ApicMode::X2apic);
+    let _printed = vm.set_x2apic_state(vcpu, launch.apic == ApicMode::X2apic);
     let _printed = vm.set_capability(vcpu, cap::ENABLE_INVPCID, 1);
     let _printed = vm.set_capability(vcpu, cap::IPI_EXIT, 1);
     let _printed = vm.set_capability(vcpu, cap::UNRESTRICTED_GUEST, 1);
-    if vcpu == BSP {
+    if vcpu == BSP && matches!(launch.boot, Boot::Rom(_)) {
         process.assert_ok(vm.vcpu_reset(vcpu), PLACE)?;
     }
     qemu.with(vcpu, |cpu| cpu.halted = vcpu != BSP);

@@ -3,7 +3,8 @@
 use super::{PERSONALITIES, run};
 use crate::libvmmapi::System;
 use crate::libvmmapi::fake::{FakeKernel, Rules};
-use crate::{ApicMode, Console, Frontend, FrontendOption, Launch, Topology};
+use crate::loader::OsImage;
+use crate::{ApicMode, Boot, Console, Frontend, FrontendOption, Launch, Topology};
 use std::sync::Arc;
 use vmm::abi::illumos::{self, VmMmio};
 use vmm::abi::{
@@ -33,7 +34,7 @@ impl Cell {
 }
 
 fn launch(vcpus: u16) -> Launch {
-    Launch::new("guest", vcpus, ApicMode::Xapic, vec![0xf4; 4096])
+    Launch::new("guest", vcpus, ApicMode::Xapic, Boot::Rom(vec![0xf4; 4096].into()))
 }
 
 fn launched(name: &str, rules: Rules, launch: Launch, scripts: Vec<(i32, Vec<VmExit>)>) -> Cell {
@@ -373,6 +374,57 @@ fn a_vm_that_is_there_is_begun_anew() {
     assert_eq!((&propolis.end, &*propolis.stderr()), (&End::Exit(1), "propolis: VMM_CREATE_VM: File exists"));
 }
 
+/// A program that a loader can load: an ELF header and one segment.
+fn os_image() -> Arc<OsImage> {
+    let mut kernel = vec![0; 64 + 56];
+    kernel[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    kernel[18] = 62;
+    kernel[24..32].copy_from_slice(&0x20_0000_u64.to_le_bytes());
+    kernel[32] = 64;
+    kernel[54] = 56;
+    kernel[56] = 1;
+    kernel[64] = 1;
+    kernel[64 + 24..64 + 32].copy_from_slice(&0x20_0000_u64.to_le_bytes());
+    kernel[64 + 32] = 16;
+    kernel[64 + 40] = 16;
+    Arc::new(OsImage { kernel: kernel.into(), initrd: None, cmdline: String::new(), protocol: None })
+}
+
+#[test]
+fn a_vm_that_a_loader_made_is_run_as_it_is() {
+    for personality in PERSONALITIES {
+        let launch = Launch { boot: Boot::Loader(os_image()), ..launch(1) };
+        let poweroff = VmExit::new(exitcode::SUSPENDED, &ExitSuspended { how: suspend::POWEROFF });
+        let cell = launched(personality.name(), Rules::default(), launch, vec![(0, vec![poweroff])]);
+        let status = if personality.program() == "bhyve" { 1 } else { 0 };
+        assert_eq!(cell.end, End::Exit(status), "{}", personality.name());
+        let calls = cell.kernel.calls();
+        let begins: Vec<&String> =
+            calls.iter().filter(|call| call.starts_with("create") || call.starts_with("open")).collect();
+        if BY_SYSCTL.contains(&personality.name()) {
+            assert_eq!(begins, ["create guest", "open guest", "create guest", "open guest"], "loader and bhyve");
+        }
+        assert!(!cell.called("VM_REINIT"));
+        assert!(
+            !calls.iter().any(|call| call.starts_with("VM_MMAP_MEMSEG") && !call.contains("segment 0")),
+            "no boot ROM"
+        );
+        assert_eq!(cell.kernel.register(0, Reg::Rip), Some(0x20_0000), "{}", personality.name());
+        assert_eq!(cell.kernel.base(0, Reg::Cs), Some(0));
+    }
+}
+
+#[test]
+fn a_loader_that_fails_ends_the_cell() {
+    for personality in PERSONALITIES {
+        let image = OsImage { kernel: Arc::from(*b"no kernel"), ..(*os_image()).clone() };
+        let launch = Launch { boot: Boot::Loader(Arc::new(image)), ..launch(1) };
+        let cell = launched(personality.name(), Rules::default(), launch, vec![]);
+        let said = "loader: The file is neither a bzImage nor an ELF program for x86.";
+        assert_eq!((&cell.end, &*cell.stderr()), (&End::Exit(64), said));
+    }
+}
+
 #[test]
 fn errors_of_the_set_up_are_told_as_there() {
     const BOOTROM: &str = "bhyve: init_bootrom: vm_create_devmem: Inappropriate ioctl for device";
@@ -648,7 +700,7 @@ fn boot_roms_have_whole_pages() {
     for (len, message) in
         [(100, "Invalid bootrom size 100"), (5000, "Bootrom size 5000 is not a multiple of the page size")]
     {
-        let launch = Launch { bootrom: vec![0; len].into(), ..launch(1) };
+        let launch = Launch { boot: Boot::Rom(vec![0; len].into()), ..launch(1) };
         let cell = launched("bhyve-13.1", Rules::default(), launch, vec![]);
         assert_eq!(cell.end, End::Exit(4));
         assert_eq!(cell.console.stderr()[0], message);

@@ -47,7 +47,7 @@ impl Personality for Bhyve10_0 {
         setup::check_vcpus(&process, cpus, allowed)?;
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         let rip = setup::bsp_rip(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
         monitor::look(&machine);

@@ -45,7 +45,7 @@ impl Personality for Bhyve13_1 {
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         // Step 5.
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         checkpoint::restore(&machine)?;
         let rip = setup::bsp_rip(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;

@@ -42,7 +42,7 @@ impl Personality for Bhyve13_2 {
         // With IPI_EXIT, so before memory is set up.
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         checkpoint::restore(&machine)?;
         // Read, and no longer used: vm_loop does not write it.
         setup::bsp_rip(&machine)?;

@@ -40,7 +40,7 @@ impl Personality for Bhyve14 {
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         // Step 2.
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         monitor::look(&machine);
         // Step 3.
         for vcpu in 0..i32::from(cpus.count) {

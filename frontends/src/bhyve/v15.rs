@@ -13,8 +13,8 @@ use super::machine::{BSP, Machine};
 use super::process::{Begin, Place, Process, Run, status};
 use super::v13_2::set_capabilities;
 use super::{Personality, ap, checkpoint, monitor, setup, v14, vm_loop};
-use crate::Launch;
 use crate::libvmmapi::{Exit, Generation, Reason, System, V15, Vm};
+use crate::{Boot, Launch};
 use std::sync::Arc;
 use vmm::abi::{Errno, suspend};
 use vmm::host::End;
@@ -46,7 +46,7 @@ impl Personality for Bhyve15 {
         for vcpu in 0..i32::from(cpus.count) {
             // bhyve_start_vcpu
             match vcpu {
-                BSP => setup::boot_from_rom(&machine)?,
+                BSP => setup::boot(&machine, &launch.boot)?,
                 _ => v14::init_ap(&machine, vcpu)?,
             }
             machine.activate(vcpu)?;
@@ -78,12 +78,17 @@ impl Personality for Bhyve15 {
 /// `do_open` up to the topology: `vm_openf` with VMMAPI_OPEN_REINIT and, where there is no such VM, with VMMAPI_OPEN_CREATE.
 fn open(process: &Process, system: &Arc<dyn System>, launch: &Launch, generation: &'static dyn Generation) -> Run<Vm> {
     let failed = |errno| process.err(status::ERROR, "vm_openf", errno);
+    setup::run_loader(process, system, launch, generation)?;
+    let romboot = matches!(launch.boot, Boot::Rom(_));
     let name = &launch.vm_name;
     match Vm::open(system, name, generation) {
         Ok(vm) => {
-            vm.reinit().map_err(failed)?;
+            if romboot {
+                vm.reinit().map_err(failed)?;
+            }
             Ok(vm)
         }
+        Err(Errno::ENOENT) if !romboot => Err(process.errx(status::ERROR, "no bootrom was configured")),
         Err(Errno::ENOENT) => {
             Vm::create(&**system, name, generation).map_err(failed)?;
             Vm::open(system, name, generation).map_err(failed)

@@ -381,8 +381,8 @@ impl DeviceFile for FakeKernel {
                 self.call(name.to_owned())?;
                 let state = self.state.lock();
                 let set = if head.which == 0 { state.active } else { state.debug };
-                let [a, b, c, d, ..] = set.words();
-                write(&mut argument[head.cpus as usize..], &[a, b, c, d]);
+                let size = head.cpusetsize as usize;
+                argument[head.cpus as usize..][..size].copy_from_slice(&set.words().as_bytes()[..size]);
             }
             abi::VM_GET_MEMSEG | abi::VM_ALLOC_MEMSEG => {
                 // Number and length stand in the same place in every generation; the name stands behind them.

@@ -45,7 +45,7 @@ const ALL_CPUS: i32 = -1;
 /// `PROT_READ | PROT_WRITE | PROT_EXEC`.
 const PROT_ALL: i32 = 7;
 /// Where guest RAM below 4 GiB ends at the latest (`lowmem_limit`).
-const LOWMEM_LIMIT: u64 = 3 << 30;
+pub(crate) const LOWMEM_LIMIT: u64 = 3 << 30;
 /// 4 GiB.
 pub(crate) const FOUR_GIB: u64 = 4 << 30;
 

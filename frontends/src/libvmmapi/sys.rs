@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use vmm::abi::{Errno, Request};
-use vmm::kernel::{Device, Kernel, Mapping};
+use vmm::kernel::{ControlDevice, Device, Kernel, Mapping};
 
 /// What a process asks of the host kernel before it has a virtual machine open.
 pub(crate) trait System: Send + Sync {
@@ -73,7 +73,8 @@ impl System for Kernel {
     }
 
     fn open_vmmctl(&self) -> Result<Arc<dyn DeviceFile>, Errno> {
-        Err(Errno::ENOENT)
+        let device = Kernel::open_vmmctl(self)?;
+        Ok(Arc::new(device))
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno> {
@@ -95,6 +96,17 @@ impl DeviceFile for Device {
     fn mmap(&self, gpa: u64, len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
         let mapping = Device::mmap(self, gpa, len)?;
         Ok(Arc::new(mapping))
+    }
+}
+
+/// There is nothing to map: EINVAL.
+impl DeviceFile for ControlDevice {
+    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<(), Errno> {
+        ControlDevice::ioctl(self, request, argument)
+    }
+
+    fn mmap(&self, _gpa: u64, _len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+        Err(Errno::EINVAL)
     }
 }
 

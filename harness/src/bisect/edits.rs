@@ -155,9 +155,11 @@ fn contains(more: &KernelVersion, less: &KernelVersion) -> bool {
 
 /// Whether the kernel has each commit whole or not at all. One that has a part of a commit never was.
 fn is_historical(kernel: &KernelVersion) -> bool {
+    let of_commit = |change: &'static Change| CHANGES.iter().filter(move |other| other.commit == change.commit);
     kernel
         .changes()
-        .all(|change| CHANGES.iter().filter(|other| other.commit == change.commit).all(|other| kernel.has(other.name)))
+        .filter(|change| is_hash(change))
+        .all(|change| of_commit(change).all(|other| kernel.has(other.name)))
 }
 
 /// The kernels from one to another, each of which has what the one before it has; those that never were are left out unless

@@ -6,6 +6,7 @@ mod explore;
 mod fuzz;
 mod gate;
 mod generate;
+mod guests;
 mod list;
 mod merge;
 mod progress;
@@ -19,9 +20,9 @@ use crate::matrix::{Matrix, Selection};
 use crate::pattern::Pattern;
 use crate::report::paint::{RED, paint};
 use crate::run::{CellRun, Engines, Setup, run_cell};
+use ::guests::MAX_CPUS;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use frontends::ApicMode;
-use guests::MAX_CPUS;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -77,6 +78,8 @@ enum Command {
     Explore(explore::ExploreArgs),
     /// Run random programs of INIT, STARTUP and other IPIs over neighbouring kernels, and shrink what differs
     Fuzz(fuzz::FuzzArgs),
+    /// Fetch the kernels of operating systems that are guests
+    Guests(guests::GuestsArgs),
 }
 
 /// The name of the matrix in the directory of a project.
@@ -279,6 +282,7 @@ pub fn main() -> u8 {
         Command::Bisect(args) => bisect::bisect(&args),
         Command::Explore(args) => explore::explore(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Guests(args) => guests::guests(&args),
     };
     match done {
         Ok(status) => status,
@@ -442,6 +446,7 @@ mod tests {
             "bisect",
             "explore",
             "fuzz",
+            "guests",
             "gate",
             "merge",
             "expect",

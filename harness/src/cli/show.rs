@@ -169,7 +169,8 @@ fn frontend(frontend: &Part) -> Entry {
 }
 
 fn part(part: &Part) -> Entry {
-    Entry { name: part.name.into(), about: part.about.into(), more: Vec::new() }
+    let more = part.options.iter().map(|option| ("option", format!("+{option}: {}", option.about()))).collect();
+    Entry { name: part.name.into(), about: part.about.into(), more }
 }
 
 fn change(change: &Change, matrix: &Matrix) -> Entry {
@@ -221,6 +222,18 @@ fn in_full(entry: &Entry) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use frontends::FrontendOption;
+
+    #[test]
+    fn a_frontend_in_full_lists_its_options() {
+        let frontends: Vec<Entry> = catalog::frontends().iter().map(part).collect();
+        let full = |name: &str| in_full(frontends.iter().find(|entry| entry.name == name).expect("a frontend"));
+        let eager = anstream::adapter::strip_str(&full("bhyve-13.2")).to_string();
+        for option in FrontendOption::ALL {
+            assert!(eager.contains(&format!("  +{option}: ")), "{eager}");
+        }
+        assert!(!full("propolis").contains('+'));
+    }
 
     #[test]
     fn every_list_and_one_of_each_in_full() {

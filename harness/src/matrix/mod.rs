@@ -5,6 +5,7 @@ mod bound;
 mod cells;
 pub mod edit;
 mod file;
+mod guest;
 mod kernels;
 mod names;
 mod policy;
@@ -13,13 +14,15 @@ pub mod verdict;
 
 pub use bound::Bound;
 pub use file::ConfigError;
+pub use guest::{Milestone, OsGuest};
 pub use policy::{Date, Supported};
 
+use crate::catalog;
 use crate::cell::{Cell, EngineKind, is_name};
 use crate::outcome::OutcomeKind;
 use crate::pattern::{NameSet, Pattern, did_you_mean};
 use cells::CellMatch;
-use file::{LimitTable, LimitsTable, RegressionTable, Source};
+use file::{GuestTable, LimitTable, LimitsTable, RegressionTable, Source};
 use frontends::ApicMode;
 use kernels::Kernels;
 use names::{Names, check_cpus};
@@ -196,6 +199,7 @@ pub struct Matrix {
     limits: Limits,
     kernels: Kernels,
     names: Names,
+    os_guests: Vec<OsGuest>,
     includes: Vec<CellMatch>,
     excludes: Vec<CellMatch>,
     /// Every cell of the matrix.
@@ -216,24 +220,34 @@ pub struct MatrixSource {
     pub text: String,
 }
 
-/// The kernels of a matrix, for whoever needs nothing else of it: reading them does not take long.
+/// The kernels and the operating systems of a matrix, for whoever needs nothing else of it: reading them does not take long.
 #[derive(Clone, Debug)]
-pub struct KernelSet(Kernels);
+pub struct KernelSet {
+    kernels: Kernels,
+    os_guests: Vec<OsGuest>,
+}
 
 impl KernelSet {
-    /// The kernels of a matrix in a text.
+    /// The kernels and the operating systems of a matrix in a text.
     ///
     /// # Errors
-    /// As [`Matrix::parse`], as far as it concerns kernels.
+    /// As [`Matrix::parse`], as far as it concerns them.
     pub fn parse(source: &MatrixSource) -> Result<KernelSet, ConfigError> {
         let source = Source { name: &source.name, text: &source.text };
-        Kernels::new(source, &source.parse_kernels()?).map(KernelSet)
+        let (kernels, guests) = source.parse_kernels_and_guests()?;
+        Ok(KernelSet { kernels: Kernels::new(source, &kernels)?, os_guests: os_guests(source, &guests)? })
     }
 
     /// The kernel with this name, or the one that the name makes.
     #[must_use]
     pub fn kernel(&self, name: &str) -> Option<KernelVersion> {
-        self.0.resolve(name).ok()
+        self.kernels.resolve(name).ok()
+    }
+
+    /// The operating system with this name.
+    #[must_use]
+    pub fn os_guest(&self, name: &str) -> Option<&OsGuest> {
+        self.os_guests.iter().find(|guest| guest.name == name)
     }
 }
 
@@ -264,7 +278,8 @@ impl Matrix {
         let source = Source { name, text };
         let file = source.parse()?;
         let mut kernels = Kernels::new(source, &file.kernel)?;
-        let mut names = Names::new(&kernels);
+        let os_guests = os_guests(source, &file.guest)?;
+        let mut names = Names::new(&kernels, &os_guests);
         let axes = Axes {
             kernels: axis(source, "axes.kernels", &file.axes.kernels, |name| names.check_kernel(&kernels, name))?,
             frontends: axis(source, "axes.frontends", &file.axes.frontends, |name| names.check_frontend(name))?,
@@ -286,6 +301,7 @@ impl Matrix {
             limits: Limits { soft, kvm },
             kernels,
             names,
+            os_guests,
             includes: Vec::new(),
             excludes: Vec::new(),
             configured,
@@ -317,11 +333,13 @@ impl Matrix {
         Ok(matrix)
     }
 
-    /// Whether a kernel of the matrix is none that has its name without it.
+    /// Whether the matrix has something that its cells need and nobody knows without it: a kernel that is none that has its
+    /// name otherwise, or an operating system.
     #[must_use]
-    pub fn has_own_kernels(&self) -> bool {
-        let named = KernelSet(Kernels::named());
-        self.kernels().iter().any(|kernel| named.kernel(&kernel.name).as_ref() != Some(kernel))
+    pub fn has_own_parts(&self) -> bool {
+        let named = Kernels::named();
+        let own = |kernel: &KernelVersion| named.resolve(&kernel.name).as_ref() != Ok(kernel);
+        !self.os_guests.is_empty() || self.kernels().iter().any(own)
     }
 
     /// The matrix as it is written.
@@ -516,6 +534,18 @@ impl Matrix {
         self.kernels.resolve(name).ok()
     }
 
+    /// The operating systems that this matrix describes.
+    #[must_use]
+    pub fn os_guests(&self) -> &[OsGuest] {
+        &self.os_guests
+    }
+
+    /// The operating system with this name.
+    #[must_use]
+    pub fn os_guest(&self, name: &str) -> Option<&OsGuest> {
+        self.os_guests.iter().find(|guest| guest.name == name)
+    }
+
     /// The known regressions.
     #[must_use]
     pub fn regressions(&self) -> &[Regression] {
@@ -531,9 +561,13 @@ impl Matrix {
     /// How long a cell may take: in virtual time on `soft`, in real time on `kvm`.
     #[must_use]
     pub fn limit(&self, cell: &Cell) -> Duration {
+        let Limits { soft, kvm } = match self.os_guest(&cell.guest) {
+            Some(guest) => Limits { soft: guest.soft, kvm: guest.kvm },
+            None => self.limits,
+        };
         let LimitTable { base_ms, per_cpu_ms } = match cell.engine {
-            EngineKind::Soft => self.limits.soft,
-            EngineKind::Kvm => self.limits.kvm,
+            EngineKind::Soft => soft,
+            EngineKind::Kvm => kvm,
         };
         Duration::from_millis(u64::from(base_ms) + u64::from(per_cpu_ms) * u64::from(cell.cpus))
     }
@@ -694,6 +728,22 @@ fn chosen(
     }
     let from = if set.only_excludes() { axis } else { known };
     Ok(from.iter().chain(&more).filter(|name| set.contains(name)).cloned().collect())
+}
+
+/// The operating systems, each with a name of its own.
+fn os_guests(source: Source<'_>, tables: &[GuestTable]) -> Result<Vec<OsGuest>, ConfigError> {
+    let mut guests: Vec<OsGuest> = Vec::new();
+    for table in tables {
+        let guest = OsGuest::parse(source, table, |name| guest_names(&guests).contains(&name))?;
+        guests.push(guest);
+    }
+    Ok(guests)
+}
+
+/// The names of all guests: the bare-metal ones, then the operating systems.
+fn guest_names(os_guests: &[OsGuest]) -> Vec<&str> {
+    let bare_metal = catalog::guests().into_iter().map(|part| part.name);
+    bare_metal.chain(os_guests.iter().map(|guest| guest.name.as_str())).collect()
 }
 
 /// An axis: not empty, no value twice, each one known.

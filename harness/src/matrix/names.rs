@@ -2,6 +2,7 @@
 
 use super::cells::{CellMatch, CpusSet};
 use super::file::{CellsTable, ConfigError, CpusPattern, OneOrMany, Source};
+use super::guest::OsGuest;
 use super::kernels::Kernels;
 use crate::catalog;
 use crate::cell::{Cell, EngineKind};
@@ -47,11 +48,11 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub(super) fn new(kernels: &Kernels) -> Names {
+    pub(super) fn new(kernels: &Kernels, os_guests: &[OsGuest]) -> Names {
         Names {
             kernels: Numbered::new(kernels.list().iter().map(|kernel| kernel.name.to_string())),
             frontends: Numbered::new(catalog::frontends().iter().map(|part| part.name.to_owned())),
-            guests: Numbered::new(catalog::guests().iter().map(|part| part.name.to_owned())),
+            guests: Numbered::new(super::guest_names(os_guests).into_iter().map(str::to_owned)),
         }
     }
 
