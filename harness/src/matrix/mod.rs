@@ -12,7 +12,7 @@ mod policy;
 mod rules;
 pub mod verdict;
 
-pub use bound::Bound;
+pub use bound::{Bound, BoundError};
 pub use file::ConfigError;
 pub use guest::{Milestone, OsGuest};
 pub use policy::{Date, Supported};
@@ -34,6 +34,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use toml::Spanned;
+use verdict::Verdict;
 use vmm::history::{Change, KernelVersion};
 
 /// The text of the matrix that is built in.
@@ -53,6 +54,24 @@ pub struct Expectation {
     pub reference: Option<String>,
     /// The bound on the exits per second of a parked vCPU, when one is put.
     pub parked_exits_per_s: Option<Bound>,
+}
+
+impl Expectation {
+    /// What to think of an outcome, and of what was measured.
+    #[must_use]
+    pub fn verdict(&self, observed: OutcomeKind, parked_exits_per_s: Option<f64>) -> Verdict {
+        match Verdict::of(self.outcome, observed) {
+            Verdict::Pass | Verdict::Xfail if self.violation(parked_exits_per_s).is_some() => Verdict::Fail,
+            verdict => verdict,
+        }
+    }
+
+    /// Which bound is not kept, in words. What was not measured keeps every bound.
+    #[must_use]
+    pub fn violation(&self, parked_exits_per_s: Option<f64>) -> Option<String> {
+        let (bound, rate) = (self.parked_exits_per_s?, parked_exits_per_s?);
+        (!bound.holds(rate)).then(|| format!("a parked vCPU left the kernel {rate:.0} times a second, not {bound}"))
+    }
 }
 
 /// An `[[expect]]` of the matrix, and how it fares with the matrix's cells.

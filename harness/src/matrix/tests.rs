@@ -254,6 +254,14 @@ fn outcomes_and_bounds_are_decided_each_for_itself() {
     let bound = Some("<= 1100".parse().expect("a bound"));
     assert_eq!((old.outcome, old.reason.as_deref(), old.parked_exits_per_s), (OutcomeKind::Ok, Some("sleeps"), bound));
     assert_eq!((new.outcome, new.reason.as_deref(), new.parked_exits_per_s), (OutcomeKind::Hang, Some("hangs"), bound));
+    let verdicts = |rate| [old.verdict(OutcomeKind::Ok, rate), new.verdict(OutcomeKind::Hang, rate)];
+    assert_eq!(verdicts(Some(1000.0)), [Verdict::Pass, Verdict::Xfail]);
+    assert_eq!(verdicts(Some(500_000.0)), [Verdict::Fail, Verdict::Fail]);
+    assert_eq!(verdicts(None), [Verdict::Pass, Verdict::Xfail], "what was not measured keeps every bound");
+    assert_eq!(
+        old.violation(Some(500_000.0)).as_deref(),
+        Some("a parked vCPU left the kernel 500000 times a second, not <= 1100")
+    );
 }
 
 #[test]

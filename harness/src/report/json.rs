@@ -87,6 +87,11 @@ struct CellEntry {
     aps_started: u32,
     duration_ms: f64,
     instructions: Option<u64>,
+    #[serde(default)]
+    parked_exits_per_s: Option<f64>,
+    /// The bound on it, if the matrix puts one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parked_exits_per_s_expected: Option<String>,
     trace_sha256: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tries: Vec<TryEntry>,
@@ -122,6 +127,8 @@ impl From<&CellResult> for CellEntry {
             aps_started: result.aps_started,
             duration_ms: result.duration.as_secs_f64() * 1000.0,
             instructions: result.instructions,
+            parked_exits_per_s: result.parked_exits_per_s,
+            parked_exits_per_s_expected: expectation.parked_exits_per_s.map(|bound| bound.to_string()),
             trace_sha256: result.trace_sha256.clone(),
             tries: result.tries.iter().map(|t| TryEntry { seed: t.seed, outcome: t.outcome.to_string() }).collect(),
             divergence: result.divergence.clone(),
@@ -139,6 +146,8 @@ impl TryFrom<CellEntry> for CellResult {
             let outcome = OutcomeKind::of_any(&t.outcome).ok_or_else(|| format!("`{}` is no outcome", t.outcome))?;
             Ok::<Try, String>(Try { seed: t.seed, outcome })
         });
+        let bound = entry.parked_exits_per_s_expected.as_deref().map(str::parse).transpose();
+        let bound = bound.map_err(|error: crate::matrix::BoundError| error.to_string())?;
         let skipped = Outcome { kind: OutcomeKind::NotApplicable, detail: "it did not run".into() };
         Ok(CellResult {
             seed: entry.seed,
@@ -147,12 +156,13 @@ impl TryFrom<CellEntry> for CellResult {
                 outcome: expected,
                 reason: entry.reason,
                 reference: entry.reference,
-                parked_exits_per_s: None,
+                parked_exits_per_s: bound,
             },
             verdict: entry.verdict,
             aps_started: entry.aps_started,
             duration: Duration::try_from_secs_f64(entry.duration_ms / 1000.0).map_err(|error| error.to_string())?,
             instructions: entry.instructions,
+            parked_exits_per_s: entry.parked_exits_per_s,
             trace_sha256: entry.trace_sha256,
             tries: tries.collect::<Result<_, _>>()?,
             divergence: entry.divergence,

@@ -219,6 +219,7 @@ pub(crate) mod testing {
             aps_started: if observed == OutcomeKind::Ok { 3 } else { 0 },
             duration: Duration::from_micros(1500),
             instructions: Some(12345),
+            parked_exits_per_s: Some(0.0),
             trace_sha256: Some("00ff".into()),
             tries: Vec::new(),
             divergence: None,

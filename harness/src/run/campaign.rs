@@ -192,7 +192,7 @@ fn wanted(results: &[CellResult], for_a_page: bool) -> Vec<usize> {
 /// One result from all runs of a cell, and the trace of the one that it tells of.
 fn sum_up(setup: &Setup, cell: &Cell, tries: Vec<(u64, Report)>) -> (CellResult, Option<Vec<u8>>) {
     let expectation = setup.matrix.expectation(cell);
-    let verdict_of = |kind| Verdict::of(expectation.outcome, kind);
+    let verdict_of = |report: &Report| expectation.verdict(report.outcome.kind, report.parked_exits_per_s);
     let outcomes: Vec<OutcomeKind> = tries.iter().map(|(_, report)| report.outcome.kind).collect();
     let all: Vec<Try> = tries.iter().map(|(seed, report)| Try { seed: *seed, outcome: report.outcome.kind }).collect();
     let differ = outcomes.iter().any(|outcome| *outcome != outcomes[0]);
@@ -200,10 +200,13 @@ fn sum_up(setup: &Setup, cell: &Cell, tries: Vec<(u64, Report)>) -> (CellResult,
     let (seed, report) = tries
         .into_iter()
         .rev()
-        .max_by_key(|(_, report)| (verdict_of(report.outcome.kind).is_red(), report.outcome.kind.severity()))
+        .max_by_key(|(_, report)| (verdict_of(report).is_red(), report.outcome.kind.severity()))
         .expect("a cell runs at least once");
+    let mut verdict = verdict_of(&report);
     let mut outcome = report.outcome;
-    let mut verdict = verdict_of(outcome.kind);
+    if let Some(violation) = expectation.violation(report.parked_exits_per_s) {
+        outcome.detail = format!("{}; {violation}", outcome.detail);
+    }
     if differ {
         outcome.detail = format!("{} ({})", outcome.detail, tally(&outcomes));
         verdict = Verdict::Fail;
@@ -225,6 +228,7 @@ fn sum_up(setup: &Setup, cell: &Cell, tries: Vec<(u64, Report)>) -> (CellResult,
         aps_started: report.aps_started,
         duration: report.duration,
         instructions: report.instructions,
+        parked_exits_per_s: report.parked_exits_per_s,
         trace_sha256: report.trace_sha256,
         tries: if all.len() > 1 { all } else { Vec::new() },
         divergence: None,

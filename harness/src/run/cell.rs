@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use vmm::engine::Engine;
 use vmm::history::KernelVersion;
 use vmm::host::{End, Finished, Host};
-use vmm::kernel::Kernel;
+use vmm::kernel::{Kernel, Parked};
 use vmm::trace::{Event, Record, Trace};
 
 /// What the VM is called on its host.
@@ -45,6 +45,9 @@ pub struct CellResult {
     pub duration: Duration,
     /// How many instructions its guest executed; `None` when the engine cannot tell.
     pub instructions: Option<u64>,
+    /// How many times in a second of virtual time a vCPU that waited for its STARTUP in userspace left the kernel, on the
+    /// average of all that did; 0 when none did, `None` where time is not virtual.
+    pub parked_exits_per_s: Option<f64>,
     /// SHA-256 of the trace as it is stored; `None` when nobody asked for it or there is none.
     pub trace_sha256: Option<String>,
     /// What became of it each time, when it ran more than once.
@@ -112,6 +115,8 @@ pub struct Execution {
     pub duration: Duration,
     /// How many instructions its guest executed; `None` when the engine cannot tell.
     pub instructions: Option<u64>,
+    /// As in [`CellResult`].
+    pub parked_exits_per_s: Option<f64>,
     /// What happened.
     pub trace: StoredTrace,
     /// What its frontend and its guest printed.
@@ -149,16 +154,21 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         }
     };
     let expectation = setup.matrix.expectation(cell);
-    let Execution { outcome, aps_started, duration, instructions, trace, whereabouts, console, .. } = execution;
+    let Execution { mut outcome, aps_started, duration, instructions, parked_exits_per_s, trace, whereabouts, console } =
+        execution;
+    if let Some(violation) = expectation.violation(parked_exits_per_s) {
+        outcome.detail = format!("{}; {violation}", outcome.detail);
+    }
     let result = CellResult {
         cell: cell.clone(),
         seed,
-        verdict: Verdict::of(expectation.outcome, outcome.kind),
+        verdict: expectation.verdict(outcome.kind, parked_exits_per_s),
         outcome,
         expectation,
         aps_started,
         duration,
         instructions,
+        parked_exits_per_s,
         trace_sha256: None,
         tries: Vec::new(),
         divergence: None,
@@ -210,10 +220,21 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, St
         aps_started: seen.aps_started(),
         duration: start.elapsed(),
         instructions: booted.instructions(),
+        parked_exits_per_s: (cell.engine == EngineKind::Soft).then(|| parked_exits_per_s(&booted)),
         trace: StoredTrace { cell: (*cell).clone(), seed: *seed, trace: Arc::new(trace) },
         console,
         whereabouts,
     })
+}
+
+/// How often a parked vCPU left the kernel, on the average of all that were parked.
+fn parked_exits_per_s(booted: &Kernel) -> f64 {
+    let mut all = Parked::default();
+    for parked in booted.parked().into_values() {
+        all.exits += parked.exits;
+        all.ns += parked.ns;
+    }
+    all.exits_per_second()
 }
 
 /// Where each vCPU is, and what happened last.
@@ -284,6 +305,7 @@ impl CellResult {
             aps_started: 0,
             duration: Duration::ZERO,
             instructions: None,
+            parked_exits_per_s: None,
             trace_sha256: None,
             tries: Vec::new(),
             divergence: None,

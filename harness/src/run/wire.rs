@@ -61,6 +61,8 @@ pub struct Report {
     pub duration: Duration,
     /// How many instructions its guest executed; `None` when the engine cannot tell.
     pub instructions: Option<u64>,
+    /// As in [`CellResult`](super::CellResult).
+    pub parked_exits_per_s: Option<f64>,
     /// SHA-256 of its trace, if that was wanted.
     pub trace_sha256: Option<String>,
     /// Where everything was when the cell ended by our own fault, and what its process said on standard error.
@@ -80,6 +82,7 @@ impl Report {
             aps_started: 0,
             duration: Duration::ZERO,
             instructions: None,
+            parked_exits_per_s: None,
             trace_sha256: None,
             log: None,
             explanation: None,
@@ -100,6 +103,7 @@ impl Report {
             aps_started: run.aps_started,
             duration: run.duration,
             instructions: run.instructions,
+            parked_exits_per_s: run.parked_exits_per_s,
             log: run.whereabouts,
             explanation,
             trace,
