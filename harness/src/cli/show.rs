@@ -147,16 +147,9 @@ fn expectation(rule: &RuleUse) -> Entry {
 }
 
 fn kernel(kernel: &KernelVersion) -> Entry {
-    let changes: Vec<&str> = kernel.changes().map(|change| change.name).collect();
-    let none = "none: this is the oldest base";
-    Entry {
-        name: kernel.name.to_string(),
-        about: kernel.about.to_string(),
-        more: vec![
-            ("changes", if changes.is_empty() { none.into() } else { changes.join(", ") }),
-            ("options", kernel.options.to_string()),
-        ],
-    }
+    let mut more = vec![("options", kernel.options.to_string())];
+    more.extend(kernel.changes().map(|change| ("change", format!("{}: {}", change.name, change.reference()))));
+    Entry { name: kernel.name.to_string(), about: kernel.about.to_string(), more }
 }
 
 fn frontend(frontend: &Part) -> Entry {
