@@ -20,6 +20,8 @@
 //!
 //! Another guest is a file in `freestanding/guests/`, its name in `build/rom.rs`, and its line among the [`Guest`]s.
 
+pub mod os;
+
 use std::fmt;
 use std::str::FromStr;
 
