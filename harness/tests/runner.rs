@@ -43,7 +43,8 @@ fn run(json: &Path, more: &[&str]) -> Command {
 }
 
 fn document(json: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(json).expect("a document is there at any time")).expect("it is whole at any time")
+    serde_json::from_slice(&std::fs::read(json).expect("a document is there at any time"))
+        .expect("it is whole at any time")
 }
 
 /// What is said of each cell, but for how long it took; each once.
@@ -125,7 +126,8 @@ fn a_worker_that_is_killed_costs_one_cell() {
         let found = cells(&document);
         assert_eq!(document["complete"], true);
         assert!(found.keys().eq(expected.keys()), "no cell is lost");
-        let disturbed: Vec<&Value> = found.values().filter(|cell| expected[cell["cell"].as_str().expect("a name")] != **cell).collect();
+        let disturbed: Vec<&Value> =
+            found.values().filter(|cell| expected[cell["cell"].as_str().expect("a name")] != **cell).collect();
         // A worker that had nothing to do yet costs nothing.
         assert!(disturbed.len() <= killed - before, "{disturbed:?}");
         for cell in &disturbed {
@@ -172,7 +174,9 @@ fn a_runner_that_is_killed_is_gone_on_with() {
         assert_eq!(cells(&document(&json)), expected);
         assert!(!journal.exists(), "nothing is left to go on with");
     }
-    println!("the runner was killed {killed} times in {rounds} runs, each of which had the results of an undisturbed one in the end");
+    println!(
+        "the runner was killed {killed} times in {rounds} runs, each of which had the results of an undisturbed one in the end"
+    );
 }
 
 #[test]
@@ -266,7 +270,8 @@ fn a_cell_that_takes_for_ever_is_given_up_and_says_where_it_was() {
 #[test]
 fn a_disk_that_is_full_is_said_and_loses_nothing() {
     // A stream that has no room.
-    let full = run(Path::new("/dev/full"), &[]).stderr(Stdio::piped()).stdout(Stdio::piped()).output().expect("it ends");
+    let full =
+        run(Path::new("/dev/full"), &[]).stderr(Stdio::piped()).stdout(Stdio::piped()).output().expect("it ends");
     assert_eq!(full.status.code(), Some(3));
     let said = String::from_utf8_lossy(&full.stderr);
     assert!(said.contains("/dev/full: the results cannot be written: No space left on device"), "{said}");

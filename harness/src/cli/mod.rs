@@ -397,11 +397,15 @@ mod tests {
                 // In Markdown, a line of a block; elsewhere, one that begins with a command.
                 let line = line.trim_start_matches(['-', ' ']).trim_start_matches("run: ");
                 let line = line.split_once("_script: ").map_or(line, |(_, command)| command);
-                line.starts_with("spinup ") || !is_markdown && (line.starts_with("./spinup ") || line.starts_with("./target/release/spinup "))
+                line.starts_with("spinup ")
+                    || !is_markdown && (line.starts_with("./spinup ") || line.starts_with("./target/release/spinup "))
             });
             for line in lines {
                 // What CI puts in the place of an expression or a variable.
-                let line = line.replace("${{ matrix.shard }}", "1").replace("$CI_NODE_INDEX", "1").replace("$JOB_COMPLETION_INDEX", "1");
+                let line = line
+                    .replace("${{ matrix.shard }}", "1")
+                    .replace("$CI_NODE_INDEX", "1")
+                    .replace("$JOB_COMPLETION_INDEX", "1");
                 let words = example(&line).expect("a command of spinup");
                 seen += 1;
                 if let Err(error) = Cli::try_parse_from(&words) {

@@ -89,7 +89,7 @@
     const known = data.details[cell.name];
     const parts = [make('h2', cell.name), make('p', `${cell.outcome}, ${cell.verdict}: ${cell.told}`)];
     parts[0].tabIndex = -1;
-    const command = (known && known.divergence ? 'spinup repro ' : 'spinup trace ') + cell.name + data.repeated
+    const command = (cell.outcome.endsWith(' ok') ? 'spinup trace ' : 'spinup repro ') + cell.name + data.repeated
       + (cell.seed ? ' --seed ' + cell.seed : '');
     const run = make('p');
     const copy = make('button', 'copy', 'plain');
