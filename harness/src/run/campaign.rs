@@ -164,29 +164,28 @@ fn wanted(results: &[CellResult], for_a_page: bool) -> Vec<usize> {
     if for_a_page && results.len() <= FEW {
         return (0..results.len()).filter(|&at| ran(&results[at])).collect();
     }
+    // Of each pairing the first ones, and the others as far as there is room.
     let mut of_pairing: BTreeMap<String, usize> = BTreeMap::new();
-    let mut reasons = BTreeSet::new();
-    let mut wanted = Vec::new();
-    let mut red = 0;
-    for (at, result) in results.iter().enumerate().filter(|(_, result)| ran(result)) {
-        let take = match result.verdict {
-            Verdict::Fail => {
-                let count = of_pairing.entry(result.cell.pairing()).or_default();
-                *count += 1;
-                red += 1;
-                *count <= RED_PER_PAIRING && red <= RED
-            }
-            Verdict::Xfail if for_a_page => {
-                let expectation = &result.expectation;
-                reasons.insert((&expectation.reason, &expectation.reference)) && reasons.len() <= EXAMPLES
-            }
-            _ => false,
-        };
-        if take {
-            wanted.push(at);
-        }
+    let (mut red, mut other_red): (Vec<usize>, Vec<usize>) =
+        (0..results.len()).filter(|&at| results[at].verdict == Verdict::Fail && ran(&results[at])).partition(|&at| {
+            let count = of_pairing.entry(results[at].cell.pairing()).or_default();
+            *count += 1;
+            *count <= RED_PER_PAIRING
+        });
+    if for_a_page {
+        red.append(&mut other_red);
     }
-    wanted
+    red.truncate(RED);
+    if for_a_page {
+        let mut reasons = BTreeSet::new();
+        red.extend((0..results.len()).filter(|&at| {
+            let expectation = &results[at].expectation;
+            results[at].verdict == Verdict::Xfail
+                && reasons.len() < EXAMPLES
+                && reasons.insert((&expectation.reason, &expectation.reference))
+        }));
+    }
+    red
 }
 
 /// One result from all runs of a cell, and the trace of the one that it tells of.

@@ -113,6 +113,9 @@
         image.alt = 'The events of the cell, a lane for each vCPU and layer'
           + (known.divergence ? '; in red: ' + known.divergence.sentence : '');
         frame.append(image);
+        // To where it parts ways.
+        const broken = /<circle class="broken" cx="\d+" cy="(\d+)"/.exec(known.svg);
+        if (broken) image.addEventListener('load', () => { frame.scrollTop = Number(broken[1]) - 160; });
         frame.tabIndex = 0;
         frame.setAttribute('role', 'group');
         frame.setAttribute('aria-label', 'picture of the trace');
