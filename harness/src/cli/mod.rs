@@ -1,8 +1,12 @@
 //! The command line.
 
+mod bisect;
 mod expect;
+mod explore;
+mod fuzz;
 mod gate;
 mod generate;
+mod guests;
 mod list;
 mod merge;
 mod progress;
@@ -16,9 +20,9 @@ use crate::matrix::{Matrix, Selection};
 use crate::pattern::Pattern;
 use crate::report::paint::{RED, paint};
 use crate::run::{CellRun, Engines, Setup, run_cell};
+use ::guests::MAX_CPUS;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use frontends::ApicMode;
-use guests::MAX_CPUS;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,7 +51,7 @@ enum Command {
     Run(run::RunArgs),
     /// List cells without running any
     List(list::ListArgs),
-    /// Show what there is: kernels, frontends, guests, changes or regressions
+    /// Show what there is: kernels, frontends, guests, changes, regressions or expectations; and which cells are unexplained
     Show(show::ShowArgs),
     /// Run a cell and print its trace
     Trace(trace::TraceArgs),
@@ -65,6 +69,14 @@ enum Command {
     Man(generate::ManArgs),
     /// Run a known regression, or any cell that is not ok, beside its good side and print where they part ways
     Repro(repro::ReproArgs),
+    /// Which change broke a frontend, and which mended it? A guest over the kernels in the order of their dates
+    Bisect(bisect::BisectArgs),
+    /// Run a cell under other schedules, and print the seeds that differ
+    Explore(explore::ExploreArgs),
+    /// Run random programs of INIT, STARTUP and other IPIs over neighbouring kernels, and shrink what differs
+    Fuzz(fuzz::FuzzArgs),
+    /// Fetch the kernels of operating systems that are guests
+    Guests(guests::GuestsArgs),
 }
 
 /// The name of the matrix in the directory of a project.
@@ -270,6 +282,10 @@ pub fn main() -> u8 {
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
         Command::Repro(args) => repro::repro(&args),
+        Command::Bisect(args) => bisect::bisect(&args),
+        Command::Explore(args) => explore::explore(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Guests(args) => guests::guests(&args),
     };
     match done {
         Ok(status) => status,
@@ -346,7 +362,7 @@ mod tests {
             &["spinup", "--apic", "lapic"][..],
             &["spinup", "--engine", "qemu"],
             &["spinup", "--cpus", "0"],
-            &["spinup", "--cpus", "65"],
+            &["spinup", "--cpus", "1025"],
             &["spinup", "--shard", "3/2"],
             &["spinup", "--timeout", "0"],
             &["spinup", "--timeout", "soon"],
@@ -423,7 +439,23 @@ mod tests {
     fn help_reads_well() {
         let mut command = Cli::command().term_width(110);
         let mut help = command.render_long_help().to_string();
-        for name in ["run", "list", "show", "trace", "diff", "repro", "gate", "merge", "expect", "completions", "man"] {
+        for name in [
+            "run",
+            "list",
+            "show",
+            "trace",
+            "diff",
+            "repro",
+            "bisect",
+            "explore",
+            "fuzz",
+            "guests",
+            "gate",
+            "merge",
+            "expect",
+            "completions",
+            "man",
+        ] {
             let subcommand = command.find_subcommand_mut(name).expect("a subcommand");
             help.push_str(&format!("\n---- {name} ----\n{}", subcommand.render_help()));
         }

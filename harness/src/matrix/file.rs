@@ -63,15 +63,18 @@ impl Source<'_> {
         })
     }
 
-    /// Reads the tables of kernels alone.
-    pub(super) fn parse_kernels(&self) -> Result<Vec<KernelTable>, ConfigError> {
+    /// Reads the tables of kernels and guests alone.
+    pub(super) fn parse_kernels_and_guests(&self) -> Result<(Vec<KernelTable>, Vec<GuestTable>), ConfigError> {
         #[derive(serde::Deserialize)]
-        struct Kernels {
+        struct Parts {
             #[serde(default)]
             kernel: Vec<KernelTable>,
+            #[serde(default)]
+            guest: Vec<GuestTable>,
         }
-        let Kernels { kernel } = toml::from_str(self.text).map_err(|error| self.toml_error(&error, String::new()))?;
-        Ok(kernel)
+        let Parts { kernel, guest } =
+            toml::from_str(self.text).map_err(|error| self.toml_error(&error, String::new()))?;
+        Ok((kernel, guest))
     }
 
     fn toml_error(&self, error: &toml::de::Error, key: String) -> ConfigError {
@@ -167,6 +170,8 @@ pub(super) struct File {
     #[serde(default)]
     pub kernel: Vec<KernelTable>,
     #[serde(default)]
+    pub guest: Vec<GuestTable>,
+    #[serde(default)]
     pub include: Vec<Spanned<CellsTable>>,
     #[serde(default)]
     pub exclude: Vec<Spanned<CellsTable>>,
@@ -174,6 +179,8 @@ pub(super) struct File {
     pub expect: Vec<Spanned<ExpectTable>>,
     #[serde(default)]
     pub regression: Vec<RegressionTable>,
+    #[serde(default)]
+    pub uncovered: Vec<UncoveredTable>,
     #[serde(default)]
     pub race: Vec<Spanned<RaceTable>>,
     #[serde(default)]
@@ -193,7 +200,7 @@ pub(super) struct AxesTable {
 }
 
 /// `[limits]`: how long a cell may take.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitsTable {
     pub soft: LimitTable,
@@ -221,6 +228,32 @@ pub(super) struct KernelTable {
     pub about: String,
 }
 
+/// `[[guest]]`: an operating system.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuestTable {
+    pub name: Spanned<String>,
+    pub about: String,
+    /// A package that `spinup guests fetch` fetches, or a path.
+    pub kernel: Spanned<String>,
+    /// An initial RAM disk that spinup makes, or a path.
+    pub initrd: Option<Spanned<String>>,
+    pub cmdline: String,
+    pub memory_mib: Spanned<u32>,
+    pub protocol: Option<Spanned<String>>,
+    pub limits: LimitsTable,
+    #[serde(default)]
+    pub milestones: Vec<MilestoneTable>,
+}
+
+/// A line of a guest's console.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MilestoneTable {
+    pub name: String,
+    pub line: Pattern,
+}
+
 /// Which cells: the table of `[[include]]`, `[[exclude]]` and of `match` in `[[expect]]`. A key left out stands for every
 /// value; names may be globs, and `!` before one keeps it out.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
@@ -245,6 +278,15 @@ pub(super) struct ExpectTable {
     pub reason: String,
     #[serde(rename = "ref")]
     pub reference: String,
+}
+
+/// `[[uncovered]]`: something declared that no cell exercises, and why.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UncoveredTable {
+    pub what: Spanned<String>,
+    pub name: Spanned<String>,
+    pub reason: Spanned<String>,
 }
 
 /// `[[regression]]`: a cell that shows a known fault, beside one that does not.

@@ -91,7 +91,8 @@ impl Kernels {
         }
     }
 
-    /// The kernel with this name, or the one that the name makes: a kernel followed by `+CHANGE` and `-CHANGE`.
+    /// The kernel with this name, or the one that the name makes: a kernel followed by words, such as `+CHANGE`, `-CHANGE` and
+    /// `+nodebug` ([`KernelVersion::modified`]).
     ///
     /// # Errors
     /// Why the name makes no kernel; `None` when it does not even begin with one.
@@ -105,28 +106,6 @@ impl Kernels {
             .filter(|base| name.strip_prefix(&*base.name).is_some_and(|rest| rest.starts_with(['+', '-'])))
             .max_by_key(|base| base.name.len())
             .ok_or(None)?;
-        let (mut with, mut without) = (Vec::new(), Vec::new());
-        let mut rest = &name[base.name.len()..];
-        while !rest.is_empty() {
-            let (sign, edits) = rest.split_at(1);
-            let ends = |after: &str| after.is_empty() || after.starts_with(['+', '-']);
-            let change = CHANGES
-                .iter()
-                .filter(|change| edits.strip_prefix(change.name).is_some_and(ends))
-                .max_by_key(|change| change.name.len())
-                .ok_or_else(|| {
-                    let hint = did_you_mean(edits, CHANGES.iter().map(|change| change.name));
-                    Some(format!("`{name}`: no change is named `{edits}`{hint}"))
-                })?;
-            let has = base.has(change.name);
-            if has == (sign == "+") {
-                let has = if has { "has" } else { "does not have" };
-                return Err(Some(format!("`{name}`: `{}` {has} {} anyway", base.name, change.name)));
-            }
-            if sign == "+" { &mut with } else { &mut without }.push(change.name);
-            rest = &edits[change.name.len()..];
-        }
-        let about = format!("{} made from {}", name, base.name);
-        base.what_if(name, &about, &with, &without).map_err(|error| Some(format!("`{name}`: {error}")))
+        base.modified(&name[base.name.len()..]).map_err(|error| Some(format!("`{name}`: {error}")))
     }
 }

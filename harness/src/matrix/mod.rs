@@ -5,6 +5,7 @@ mod bound;
 mod cells;
 pub mod edit;
 mod file;
+mod guest;
 mod kernels;
 mod names;
 mod policy;
@@ -13,14 +14,16 @@ pub mod verdict;
 
 pub use bound::Bound;
 pub use file::ConfigError;
+pub use guest::{Milestone, OsGuest};
 pub use policy::{Date, Supported};
 
+use crate::catalog;
 use crate::cell::{Cell, EngineKind, is_name};
 use crate::outcome::OutcomeKind;
 use crate::pattern::{NameSet, Pattern, did_you_mean};
 use cells::CellMatch;
-use file::{LimitTable, LimitsTable, RegressionTable, Source};
-use frontends::{ApicMode, Frontend};
+use file::{GuestTable, LimitTable, LimitsTable, RegressionTable, Source};
+use frontends::ApicMode;
 use kernels::Kernels;
 use names::{Names, check_cpus};
 use policy::Policy;
@@ -31,7 +34,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use toml::Spanned;
-use vmm::history::KernelVersion;
+use vmm::history::{Change, KernelVersion};
 
 /// The text of the matrix that is built in.
 const DEFAULT: &str = include_str!("../../../matrix.toml");
@@ -86,6 +89,17 @@ pub struct Regression {
     pub reference: String,
 }
 
+/// Something declared that no cell exercises, with a reason: an exception from the coverage check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uncovered {
+    /// `kernel`, `frontend`, `guest` or `change`.
+    pub what: String,
+    /// Its name.
+    pub name: String,
+    /// Why no cell exercises it, and what does.
+    pub reason: String,
+}
+
 /// Values for the axes that a command line puts in place of the matrix's own, and filters over the cells that result. An
 /// empty list leaves the axis as it is.
 #[derive(Clone, Debug, Default)]
@@ -119,9 +133,9 @@ pub enum SelectError {
         /// The nearest name, as a question.
         hint: String,
     },
-    /// A name that makes no kernel.
-    #[error("{0}; `spinup show changes` lists the changes")]
-    WhatIf(String),
+    /// A name that makes nothing of what it begins with: why, and what there is a list of.
+    #[error("{0}; `spinup show {1}s` lists them")]
+    Made(String, &'static str),
     /// A filter that no cell passes.
     #[error(
         "no cell matches `{filter}`{hint}; `spinup list` lists the cells, and --kernel, --frontend, --guest, --apic, --cpus and --engine add others"
@@ -185,12 +199,14 @@ pub struct Matrix {
     limits: Limits,
     kernels: Kernels,
     names: Names,
+    os_guests: Vec<OsGuest>,
     includes: Vec<CellMatch>,
     excludes: Vec<CellMatch>,
     /// Every cell of the matrix.
     configured: Vec<Cell>,
     rules: Rules,
     regressions: Vec<Regression>,
+    uncovered: Vec<Uncovered>,
     policy: Policy,
     source: Arc<MatrixSource>,
 }
@@ -204,24 +220,34 @@ pub struct MatrixSource {
     pub text: String,
 }
 
-/// The kernels of a matrix, for whoever needs nothing else of it: reading them does not take long.
+/// The kernels and the operating systems of a matrix, for whoever needs nothing else of it: reading them does not take long.
 #[derive(Clone, Debug)]
-pub struct KernelSet(Kernels);
+pub struct KernelSet {
+    kernels: Kernels,
+    os_guests: Vec<OsGuest>,
+}
 
 impl KernelSet {
-    /// The kernels of a matrix in a text.
+    /// The kernels and the operating systems of a matrix in a text.
     ///
     /// # Errors
-    /// As [`Matrix::parse`], as far as it concerns kernels.
+    /// As [`Matrix::parse`], as far as it concerns them.
     pub fn parse(source: &MatrixSource) -> Result<KernelSet, ConfigError> {
         let source = Source { name: &source.name, text: &source.text };
-        Kernels::new(source, &source.parse_kernels()?).map(KernelSet)
+        let (kernels, guests) = source.parse_kernels_and_guests()?;
+        Ok(KernelSet { kernels: Kernels::new(source, &kernels)?, os_guests: os_guests(source, &guests)? })
     }
 
     /// The kernel with this name, or the one that the name makes.
     #[must_use]
     pub fn kernel(&self, name: &str) -> Option<KernelVersion> {
-        self.0.resolve(name).ok()
+        self.kernels.resolve(name).ok()
+    }
+
+    /// The operating system with this name.
+    #[must_use]
+    pub fn os_guest(&self, name: &str) -> Option<&OsGuest> {
+        self.os_guests.iter().find(|guest| guest.name == name)
     }
 }
 
@@ -252,7 +278,8 @@ impl Matrix {
         let source = Source { name, text };
         let file = source.parse()?;
         let mut kernels = Kernels::new(source, &file.kernel)?;
-        let mut names = Names::new(&kernels);
+        let os_guests = os_guests(source, &file.guest)?;
+        let mut names = Names::new(&kernels, &os_guests);
         let axes = Axes {
             kernels: axis(source, "axes.kernels", &file.axes.kernels, |name| names.check_kernel(&kernels, name))?,
             frontends: axis(source, "axes.frontends", &file.axes.frontends, |name| names.check_frontend(name))?,
@@ -266,6 +293,7 @@ impl Matrix {
             names.kernels.add(kernel.clone());
         }
         axes.frontends.iter().for_each(|frontend| names.frontends.add(frontend.clone()));
+        axes.guests.iter().for_each(|guest| names.guests.add(guest.clone()));
         let configured = axes.product().collect();
         let LimitsTable { soft, kvm } = file.limits;
         let mut matrix = Matrix {
@@ -273,11 +301,13 @@ impl Matrix {
             limits: Limits { soft, kvm },
             kernels,
             names,
+            os_guests,
             includes: Vec::new(),
             excludes: Vec::new(),
             configured,
             rules: Rules::default(),
             regressions: Vec::new(),
+            uncovered: Vec::new(),
             policy: Policy::default(),
             source: Arc::new(MatrixSource { name: name.to_owned(), text: text.to_owned() }),
         };
@@ -297,14 +327,19 @@ impl Matrix {
         for table in file.regression {
             matrix.add_regression(source, table)?;
         }
+        for table in &file.uncovered {
+            matrix.add_uncovered(source, table)?;
+        }
         Ok(matrix)
     }
 
-    /// Whether a kernel of the matrix is none that has its name without it.
+    /// Whether the matrix has something that its cells need and nobody knows without it: a kernel that is none that has its
+    /// name otherwise, or an operating system.
     #[must_use]
-    pub fn has_own_kernels(&self) -> bool {
-        let named = KernelSet(Kernels::named());
-        self.kernels().iter().any(|kernel| named.kernel(&kernel.name).as_ref() != Some(kernel))
+    pub fn has_own_parts(&self) -> bool {
+        let named = Kernels::named();
+        let own = |kernel: &KernelVersion| named.resolve(&kernel.name).as_ref() != Ok(kernel);
+        !self.os_guests.is_empty() || self.kernels().iter().any(own)
     }
 
     /// The matrix as it is written.
@@ -414,6 +449,34 @@ impl Matrix {
         Ok(())
     }
 
+    fn add_uncovered(&mut self, source: Source<'_>, table: &file::UncoveredTable) -> Result<(), ConfigError> {
+        let (what, name, reason) = (table.what.get_ref(), table.name.get_ref(), table.reason.get_ref());
+        let exists = match what.as_str() {
+            "kernel" => self.names.kernels.number(name).is_some(),
+            "frontend" => self.names.check_frontend(name).is_ok(),
+            "guest" => self.names.guests.number(name).is_some(),
+            "change" => Change::named(name).is_some(),
+            _ => {
+                let message = format!("`{what}` is none of kernel, frontend, guest and change");
+                return Err(source.error(table.what.span(), "uncovered.what", message));
+            }
+        };
+        if !exists {
+            return Err(source.error(table.name.span(), "uncovered.name", format!("no {what} is named `{name}`")));
+        }
+        if reason.trim().is_empty() {
+            return Err(source.error(table.reason.span(), "uncovered.reason", "an exception needs a reason"));
+        }
+        self.uncovered.push(Uncovered { what: what.clone(), name: name.clone(), reason: reason.clone() });
+        Ok(())
+    }
+
+    /// What is declared and knowingly not exercised by any cell.
+    #[must_use]
+    pub fn uncovered(&self) -> &[Uncovered] {
+        &self.uncovered
+    }
+
     /// What is expected of a cell: what the most specific expectation says, and otherwise that it is ok.
     #[must_use]
     pub fn expectation(&self, cell: &Cell) -> Expectation {
@@ -471,6 +534,18 @@ impl Matrix {
         self.kernels.resolve(name).ok()
     }
 
+    /// The operating systems that this matrix describes.
+    #[must_use]
+    pub fn os_guests(&self) -> &[OsGuest] {
+        &self.os_guests
+    }
+
+    /// The operating system with this name.
+    #[must_use]
+    pub fn os_guest(&self, name: &str) -> Option<&OsGuest> {
+        self.os_guests.iter().find(|guest| guest.name == name)
+    }
+
     /// The known regressions.
     #[must_use]
     pub fn regressions(&self) -> &[Regression] {
@@ -486,9 +561,13 @@ impl Matrix {
     /// How long a cell may take: in virtual time on `soft`, in real time on `kvm`.
     #[must_use]
     pub fn limit(&self, cell: &Cell) -> Duration {
+        let Limits { soft, kvm } = match self.os_guest(&cell.guest) {
+            Some(guest) => Limits { soft: guest.soft, kvm: guest.kvm },
+            None => self.limits,
+        };
         let LimitTable { base_ms, per_cpu_ms } = match cell.engine {
-            EngineKind::Soft => self.limits.soft,
-            EngineKind::Kvm => self.limits.kvm,
+            EngineKind::Soft => soft,
+            EngineKind::Kvm => kvm,
         };
         Duration::from_millis(u64::from(base_ms) + u64::from(per_cpu_ms) * u64::from(cell.cpus))
     }
@@ -521,15 +600,26 @@ impl Matrix {
         let Selection { apic, cpus, engines, filters, .. } = selection;
         let made_kernel = |name: &str| match self.kernels.resolve(name) {
             Ok(_) => Ok(true),
-            Err(Some(why)) => Err(SelectError::WhatIf(why)),
+            Err(Some(why)) => Err(SelectError::Made(why, "change")),
             Err(None) => Ok(false),
         };
-        let made_frontend = |name: &str| Ok(Frontend::named(name).is_some());
+        // Only a name that begins as one there is, and goes on, is one that was to be made.
+        let is_made = |name: &str| name.contains('+');
+        let made_frontend = |name: &str| match self.names.check_frontend(name) {
+            Ok(_) => Ok(true),
+            Err(why) if is_made(name) => Err(SelectError::Made(why, "frontend")),
+            Err(_) => Ok(false),
+        };
+        let made_guest = |name: &str| match self.names.check_guest(name) {
+            Ok(_) => Ok(true),
+            Err(why) if is_made(name) => Err(SelectError::Made(why, "guest")),
+            Err(_) => Ok(false),
+        };
         let Names { kernels, frontends, guests } = &self.names;
         let axes = Axes {
             kernels: chosen("kernel", &selection.kernels, &kernels.list, &self.axes.kernels, made_kernel)?,
             frontends: chosen("frontend", &selection.frontends, &frontends.list, &self.axes.frontends, made_frontend)?,
-            guests: chosen("guest", &selection.guests, &guests.list, &self.axes.guests, |_| Ok(false))?,
+            guests: chosen("guest", &selection.guests, &guests.list, &self.axes.guests, made_guest)?,
             apic: if apic.is_empty() { self.axes.apic.clone() } else { apic.clone() },
             cpus: if cpus.is_empty() { self.axes.cpus.clone() } else { cpus.clone() },
             engines: if engines.is_empty() { self.axes.engines.clone() } else { engines.clone() },
@@ -638,6 +728,22 @@ fn chosen(
     }
     let from = if set.only_excludes() { axis } else { known };
     Ok(from.iter().chain(&more).filter(|name| set.contains(name)).cloned().collect())
+}
+
+/// The operating systems, each with a name of its own.
+fn os_guests(source: Source<'_>, tables: &[GuestTable]) -> Result<Vec<OsGuest>, ConfigError> {
+    let mut guests: Vec<OsGuest> = Vec::new();
+    for table in tables {
+        let guest = OsGuest::parse(source, table, |name| guest_names(&guests).contains(&name))?;
+        guests.push(guest);
+    }
+    Ok(guests)
+}
+
+/// The names of all guests: the bare-metal ones, then the operating systems.
+fn guest_names(os_guests: &[OsGuest]) -> Vec<&str> {
+    let bare_metal = catalog::guests().into_iter().map(|part| part.name);
+    bare_metal.chain(os_guests.iter().map(|guest| guest.name.as_str())).collect()
 }
 
 /// An axis: not empty, no value twice, each one known.

@@ -2,12 +2,14 @@
 
 use super::cells::{CellMatch, CpusSet};
 use super::file::{CellsTable, ConfigError, CpusPattern, OneOrMany, Source};
+use super::guest::OsGuest;
 use super::kernels::Kernels;
 use crate::catalog;
 use crate::cell::{Cell, EngineKind};
 use crate::pattern::{NameSet, Pattern, nearest};
 use frontends::{ApicMode, Frontend};
 use guests::MAX_CPUS;
+use guests::program::Program;
 use std::collections::HashMap;
 use toml::Spanned;
 
@@ -46,11 +48,11 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub(super) fn new(kernels: &Kernels) -> Names {
+    pub(super) fn new(kernels: &Kernels, os_guests: &[OsGuest]) -> Names {
         Names {
             kernels: Numbered::new(kernels.list().iter().map(|kernel| kernel.name.to_string())),
             frontends: Numbered::new(catalog::frontends().iter().map(|part| part.name.to_owned())),
-            guests: Numbered::new(catalog::guests().iter().map(|part| part.name.to_owned())),
+            guests: Numbered::new(super::guest_names(os_guests).into_iter().map(str::to_owned)),
         }
     }
 
@@ -73,17 +75,19 @@ impl Names {
     }
 
     pub(super) fn check_frontend(&self, name: &str) -> Result<String, String> {
-        if self.frontends.number(name).is_some() || Frontend::named(name).is_some() {
-            return Ok(name.to_owned());
+        match name.parse::<Frontend>() {
+            Ok(frontend) => Ok(frontend.to_string()),
+            Err(error) => Err(error.to_string()),
         }
-        Err(Names::unknown("frontend", name, &self.frontends.list))
     }
 
     pub(super) fn check_guest(&self, name: &str) -> Result<String, String> {
-        if self.guests.number(name).is_some() {
-            return Ok(name.to_owned());
+        match Program::of_guest(name) {
+            Some(Ok(program)) => Ok(program.guest()),
+            Some(Err(error)) => Err(error.to_string()),
+            None if self.guests.number(name).is_some() => Ok(name.to_owned()),
+            None => Err(Names::unknown("guest", name, &self.guests.list)),
         }
-        Err(Names::unknown("guest", name, &self.guests.list))
     }
 
     pub(super) fn check_cell(&self, kernels: &Kernels, cell: &Cell) -> Result<(), String> {
@@ -109,10 +113,13 @@ impl Names {
             kernels.add(&made);
             self.kernels.add(made);
         }
-        for (made, _) in made_names(&table.frontend, &self.frontends) {
-            if Frontend::named(&made).is_some() {
-                self.frontends.add(made);
-            }
+        for (made, span) in made_names(&table.frontend, &self.frontends) {
+            self.check_frontend(&made).map_err(|message| source.error(span, &format!("{key}.frontend"), message))?;
+            self.frontends.add(made);
+        }
+        for (made, span) in made_names(&table.guest, &self.guests) {
+            self.check_guest(&made).map_err(|message| source.error(span, &format!("{key}.guest"), message))?;
+            self.guests.add(made);
         }
         let part = |what: &str, patterns: &Option<Spanned<OneOrMany<Pattern>>>, known: &[String]| {
             let Some(patterns) = patterns else { return Ok(None) };

@@ -48,6 +48,9 @@ fn the_built_in_matrix_states_the_known_truth() {
             };
             for apic in ApicMode::ALL {
                 let outcomes: Vec<OutcomeKind> = expected(apic).into_iter().collect();
+                if outcomes.is_empty() {
+                    continue;
+                }
                 let [outcome] = outcomes[..] else { panic!("{pairing} {apic}: {outcomes:?}") };
                 table.push(format!("{pairing} {apic} {outcome}"));
             }
@@ -79,7 +82,7 @@ fn a_malformed_matrix_names_file_line_and_key() {
         ("wrong type", SMALL.replace("cpus = [2]", "cpus = [\"two\"]")),
         ("number out of range", SMALL.replace("cpus = [2]", "cpus = [2, 70000]")),
         ("no vCPU", SMALL.replace("cpus = [2]", "cpus = [2, 0]")),
-        ("more vCPUs than a guest uses", SMALL.replace("cpus = [2]", "cpus = [64, 65]")),
+        ("more vCPUs than a guest uses", SMALL.replace("cpus = [2]", "cpus = [1024, 1025]")),
         ("include of no vCPU", format!("{SMALL}[[include]]\ncpus = 0\n")),
         ("include of what is there", format!("{SMALL}[[include]]\ncpus = 2\n")),
         ("include of nothing", format!("{SMALL}[[include]]\ncpus = []\n")),
@@ -103,7 +106,6 @@ fn a_malformed_matrix_names_file_line_and_key() {
             "name that makes no kernel in a match",
             expect("match = { kernel = \"fbsd-13.1+exit-mask\" }\noutcome = \"hang\""),
         ),
-        ("name that makes what there is", expect("match = { kernel = \"fbsd-13.2+exit-mask\" }\noutcome = \"hang\"")),
         ("name made with no change", expect("match = { kernel = \"fbsd-13.2-exit-mesk\" }\noutcome = \"hang\"")),
         ("exclude of nothing", format!("{SMALL}[[exclude]]\ncpus = 3\n")),
         (
@@ -126,6 +128,15 @@ fn a_malformed_matrix_names_file_line_and_key() {
         ),
         ("unknown base", format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13\"\nabout = \"\"\n")),
         ("no kernel name", format!("{SMALL}[[kernel]]\nname = \"a/b\"\nbase = \"fbsd-13.2\"\nabout = \"\"\n")),
+        ("exception of nothing", format!("{SMALL}[[uncovered]]\nwhat = \"cat\"\nname = \"x\"\nreason = \"r\"\n")),
+        (
+            "exception of what is not there",
+            format!("{SMALL}[[uncovered]]\nwhat = \"change\"\nname = \"warp\"\nreason = \"r\"\n"),
+        ),
+        (
+            "exception without reason",
+            format!("{SMALL}[[uncovered]]\nwhat = \"change\"\nname = \"exit-mask\"\nreason = \" \"\n"),
+        ),
         (
             "regression without cell",
             format!(
@@ -267,6 +278,7 @@ fn a_name_makes_a_kernel() {
     let matrix = small("[[include]]\nkernel = \"main-7c326ab5+exit-mask\"\n").expect("a matrix");
     let made = matrix.kernel("main-7c326ab5+exit-mask").expect("made");
     assert_eq!(made.behaviour(), KernelVersion::named("naive-widen").expect("named").behaviour());
+    assert!(!matrix.kernel("main-7c326ab5+nodebug").expect("made").options.debug);
     assert!(matrix.kernels().contains(&made), "what the matrix mentions is one of its kernels");
     assert!(names(&matrix.configured()).contains(&"bhyve-13.1@main-7c326ab5+exit-mask/mp-spec/xapic-2/soft".into()));
     let less = "fbsd-13.2-exit-mask-spinup-ffs";
@@ -277,7 +289,7 @@ fn a_name_makes_a_kernel() {
         ..Selection::default()
     };
     assert_eq!(matrix.select(&filter).expect("cells").len(), 1);
-    let refused: Vec<String> = ["fbsd-13.2-handle-ipi", "fbsd-13.2-warp", "fbsd-13.2+exit-mask", "fbsd-13.3-exit-mask"]
+    let refused: Vec<String> = ["fbsd-13.2-handle-ipi", "fbsd-13.2-warp", "fbsd-13.2+run-state", "fbsd-13.3-exit-mask"]
         .map(|name| {
             let selection = Selection { kernels: vec![Pattern::new(name)], ..Selection::default() };
             matrix.select(&selection).expect_err(name).to_string()

@@ -11,6 +11,7 @@ pub mod junit;
 pub mod markdown;
 pub mod paint;
 pub mod tap;
+pub mod unexplained;
 
 use crate::cell::Cell;
 use crate::matrix::verdict::Verdict;

@@ -2,12 +2,11 @@
 
 use super::Setup;
 use crate::cell::{Cell, EngineKind};
-use crate::matrix::Expectation;
 use crate::matrix::verdict::Verdict;
+use crate::matrix::{Expectation, OsGuest};
 use crate::outcome::{Observed, Outcome, OutcomeKind, observe};
 use crate::trace::{CELL_LANE, StoredTrace, describe, lane};
-use frontends::{Console, Frontend, Launch};
-use guests::Guest;
+use frontends::{Boot, Console, Frontend, Launch};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -81,6 +80,8 @@ pub struct CellRun {
     pub result: CellResult,
     /// What happened; `None` when the cell is not applicable.
     pub trace: Option<StoredTrace>,
+    /// What the guest sent to its serial port.
+    pub serial: Vec<u8>,
 }
 
 /// Everything that a cell needs in order to run, whatever is expected of it.
@@ -90,6 +91,8 @@ pub struct Job<'a> {
     pub cell: &'a Cell,
     /// Its kernel.
     pub kernel: &'a KernelVersion,
+    /// What its guest is, if an operating system.
+    pub os_guest: Option<&'a OsGuest>,
     /// What executes its guest.
     pub engine: Arc<dyn Engine>,
     /// The seed of its schedule.
@@ -123,21 +126,33 @@ pub struct Execution {
 /// When they do not: [`crate::matrix::Matrix::check_cell`] says so before.
 #[must_use]
 pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
+    run_seeded(setup, cell, setup.seed)
+}
+
+/// [`run_cell`] under a schedule of its own.
+///
+/// # Panics
+/// As [`run_cell`].
+#[must_use]
+pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
     let _slot = setup.engines.slot(cell.engine);
     let kernel = setup.matrix.kernel(&cell.kernel).expect("the matrix knows the cell's kernel");
-    let engine = match setup.engines.get(cell.engine) {
-        Ok(engine) => engine,
+    let os_guest = setup.matrix.os_guest(&cell.guest);
+    let executed = setup.engines.get(cell.engine).and_then(|engine| {
+        execute(&Job { cell, kernel: &kernel, os_guest, engine, seed, limit: setup.limit(cell) }, |_| ())
+    });
+    let execution = match executed {
+        Ok(execution) => execution,
         Err(why) => {
             let result = CellResult::without_run(setup, cell, Verdict::NotApplicable, why);
-            return CellRun { result, trace: None };
+            return CellRun { result, trace: None, serial: Vec::new() };
         }
     };
-    let execution = execute(&Job { cell, kernel: &kernel, engine, seed: setup.seed, limit: setup.limit(cell) }, |_| ());
     let expectation = setup.matrix.expectation(cell);
-    let Execution { outcome, aps_started, duration, instructions, trace, whereabouts, .. } = execution;
+    let Execution { outcome, aps_started, duration, instructions, trace, whereabouts, console, .. } = execution;
     let result = CellResult {
         cell: cell.clone(),
-        seed: setup.seed,
+        seed,
         verdict: Verdict::of(expectation.outcome, outcome.kind),
         outcome,
         expectation,
@@ -149,26 +164,28 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
         divergence: None,
         log: whereabouts,
     };
-    CellRun { result, trace: Some(trace) }
+    CellRun { result, trace: Some(trace), serial: console.serial() }
 }
 
 /// Runs a cell; `began` gets its host before it does anything, to watch it with.
 ///
+/// # Errors
+/// Why its guest, an operating system, cannot be had here.
+///
 /// # Panics
 /// When its frontend or its guest do not exist.
-pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Execution {
-    let Job { cell, kernel, engine, seed, limit } = job;
+pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, String> {
+    let Job { cell, kernel, os_guest, engine, seed, limit } = job;
     let start = Instant::now();
     let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
-    let guest: Guest = cell.guest.parse().expect("the catalog knows the cell's guest");
+    let launch = launch(cell, *os_guest)?;
     let host = match cell.engine {
         EngineKind::Soft => Host::virtual_time(*seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
         EngineKind::Kvm => Host::threads(*limit),
     };
     began(&host);
-    let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, guest.rom());
     let booted = Kernel::boot(&host, kernel, engine.clone());
-    let console = Console::new();
+    let console = console(&host, *os_guest);
     let finished = {
         let (inside, booted, console) = (host.clone(), booted.clone(), console.clone());
         host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &console))
@@ -188,7 +205,7 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Execution {
         event,
         cause: last.map(|last| last.seq),
     });
-    Execution {
+    Ok(Execution {
         outcome,
         aps_started: seen.aps_started(),
         duration: start.elapsed(),
@@ -196,7 +213,7 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Execution {
         trace: StoredTrace { cell: (*cell).clone(), seed: *seed, trace: Arc::new(trace) },
         console,
         whereabouts,
-    }
+    })
 }
 
 /// Where each vCPU is, and what happened last.
@@ -211,6 +228,39 @@ fn whereabouts(booted: &Kernel, trace: &Trace) -> String {
         let _ = writeln!(text, "{ms}.{ns:06} ms, {}: {}", lane(record), describe(&record.event));
     }
     text
+}
+
+/// The cell's command line: what its guest boots from.
+fn launch(cell: &Cell, os_guest: Option<&OsGuest>) -> Result<Launch, String> {
+    if let Some(os_guest) = os_guest {
+        let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Loader(os_guest.image()?));
+        return Ok(Launch { memory_bytes: os_guest.memory_bytes, ..launch });
+    }
+    let rom = guests::rom_named(&cell.guest).expect("the catalog knows the cell's guest");
+    Ok(Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Rom(rom.into())))
+}
+
+/// The cell's console. Lines that are milestones of an operating system are events.
+fn console(host: &Host, os_guest: Option<&OsGuest>) -> Console {
+    let Some(os_guest) = os_guest.filter(|guest| !guest.milestones.is_empty()) else {
+        return Console::new();
+    };
+    let (host, milestones) = (host.clone(), os_guest.milestones.clone());
+    Console::watched(move |line| {
+        if let Some(milestone) = milestones.iter().find(|milestone| milestone.pattern.selects(line)) {
+            let line = without_time(line).to_owned();
+            host.emit(None, Event::Milestone { name: milestone.name.clone(), line });
+        }
+    })
+}
+
+/// A line of Linux's log without the time in front, `[    0.256124] `, which the trace has by itself.
+fn without_time(line: &str) -> &str {
+    let time = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    match time {
+        Some((time, text)) if time.bytes().all(|byte| matches!(byte, b' ' | b'.' | b'0'..=b'9')) => text,
+        _ => line,
+    }
 }
 
 impl CellResult {

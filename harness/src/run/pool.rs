@@ -46,7 +46,15 @@ impl<'a> Pool<'a> {
     pub fn new(setup: &'a Setup, cells: &[Cell], isolate: bool, stop: &'a Stop) -> Pool<'a> {
         let engines: BTreeSet<EngineKind> = cells.iter().map(|cell| cell.engine).collect();
         let begin = Begin {
-            matrix: setup.matrix.has_own_kernels().then(|| setup.matrix.source().clone()),
+            matrix: setup.matrix.has_own_parts().then(|| setup.matrix.source().clone()),
+            os_guests: cells
+                .iter()
+                .map(|cell| cell.guest.as_str())
+                .filter(|guest| setup.matrix.os_guest(guest).is_some())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
             engines: engines.into_iter().collect(),
             parent: std::process::id(),
         };

@@ -23,6 +23,8 @@ pub(super) const LONGEST: usize = 256 << 20;
 pub(super) struct Begin {
     /// The matrix, when it has kernels of its own.
     pub matrix: Option<MatrixSource>,
+    /// Operating systems that its cells boot: they are read before the worker gives up what it does not need.
+    pub os_guests: Vec<String>,
     /// Engines that its cells run on: they are opened before the worker gives up what it does not need.
     pub engines: Vec<EngineKind>,
     /// The process that it works for.
@@ -110,9 +112,10 @@ impl Task {
     pub(super) fn job<'a>(
         &'a self,
         kernel: &'a vmm::history::KernelVersion,
+        os_guest: Option<&'a crate::matrix::OsGuest>,
         engine: std::sync::Arc<dyn vmm::engine::Engine>,
     ) -> Job<'a> {
-        Job { cell: &self.cell, kernel, engine, seed: self.seed, limit: self.limit }
+        Job { cell: &self.cell, kernel, os_guest, engine, seed: self.seed, limit: self.limit }
     }
 }
 

@@ -35,6 +35,10 @@ pub fn work() -> io::Result<()> {
         // Opened now; why it cannot be is said when a cell asks.
         let _ = engines.get(*engine);
     }
+    for guest in begin.os_guests.iter().filter_map(|guest| kernels.os_guest(guest)) {
+        // Read now; likewise.
+        let _ = guest.image();
+    }
     let watch = Watch::start();
     sandbox::confine(&begin.engines).map_err(io::Error::other)?;
     while let Some(task) = receive::<Task>(&mut from)? {
@@ -54,19 +58,23 @@ fn run(task: &Task, kernels: &KernelSet, engines: &Engines, watch: &Arc<Watch>) 
         Err(why) => return Report::of(Outcome { kind: OutcomeKind::NotApplicable, detail: why }),
     };
     sandbox::bound_time(task.patience * u32::from(task.cell.cpus) + REST);
-    let execute = |task: &Task| -> Option<Execution> {
-        let kernel = kernels.kernel(&task.cell.kernel)?;
-        let run = execute(&task.job(&kernel, engine.clone()), |host| watch.over(host, task.patience));
+    let execute = |task: &Task| -> Result<Execution, Outcome> {
+        let kernel = kernels.kernel(&task.cell.kernel).ok_or_else(|| Outcome {
+            kind: OutcomeKind::HarnessError,
+            detail: format!("the worker knows no kernel {}", task.cell.kernel),
+        })?;
+        let job = task.job(&kernel, kernels.os_guest(&task.cell.guest), engine.clone());
+        let run = execute(&job, |host| watch.over(host, task.patience));
         watch.rest();
-        Some(run)
+        run.map_err(|detail| Outcome { kind: OutcomeKind::NotApplicable, detail })
     };
-    let Some(run) = execute(task) else {
-        let detail = format!("the worker knows no kernel {}", task.cell.kernel);
-        return Report::of(Outcome { kind: OutcomeKind::HarnessError, detail });
+    let run = match execute(task) {
+        Ok(run) => run,
+        Err(outcome) => return Report::of(outcome),
     };
     let explanation = task.explain.as_ref().map(|beside| {
         let good = beside.iter().find_map(|cell| {
-            let other = execute(&Task { cell: cell.clone(), ..task.clone() })?;
+            let other = execute(&Task { cell: cell.clone(), ..task.clone() }).ok()?;
             (other.outcome.kind == OutcomeKind::Ok).then_some(other.trace)
         });
         Explanation::of(&run, good.as_ref().map(|trace: &StoredTrace| trace))

@@ -54,6 +54,9 @@ macro_rules! conformance_tests {
             paging_in_protected_mode
             pae_paging
             long_mode
+            fpu_state_round_trip
+            fpu_image_in_a_guest
+            fpu_traps
             from_real_mode_to_long_mode
             reset_from_long_mode
             user_mode_and_back
@@ -1070,6 +1073,105 @@ pub(super) fn long_mode(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.reg(Reg::Rsp), STACK);
     assert_eq!(machine.vcpu.translate(0xfee0_0300), Some(0xfee0_0300));
     assert_eq!(machine.vcpu.translate(1 << 40), None);
+}
+
+/// An FXSAVE64 image with something in every register and two values on the x87 stack; the pointers are 0, which not every
+/// processor keeps without an exception.
+fn fpu_state() -> FpuState {
+    let mut image = [0; 512];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &[0x7f, 0x02, 0x00, 0x30, 0xc0]); // double precision, TOP 6, registers 6 and 7 in use
+    put(24, &[0x80, 0x5f, 0, 0, 0xff, 0xff, 0, 0]); // rounds up
+    for i in 0..8 {
+        put(32 + 16 * i, &[i as u8, 2, 3, 4, 5, 6, 7, 0x80, 0x01, 0x40]);
+    }
+    for i in 0..16 {
+        put(160 + 16 * i, &[0x11 * i as u8; 16]);
+    }
+    FpuState { image, xcr0: 1 }
+}
+
+pub(super) fn fpu_state_round_trip(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| a.hlt());
+    machine.vcpu.set_fpu(&fpu_state());
+    assert_eq!(machine.vcpu.fpu(), fpu_state());
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.vcpu.fpu(), fpu_state());
+}
+
+/// Whether the engine executes x87 and SSE instructions at privilege level 0. KVM without a virtual machine extension emulates
+/// that level, and lacks them.
+fn has_supervisor_fpu(engine: &dyn Engine) -> bool {
+    engine.backend() != "kvm_pvm"
+}
+
+pub(super) fn fpu_image_in_a_guest(engine: &dyn Engine) {
+    if !has_supervisor_fpu(engine) {
+        return;
+    }
+    let mut machine = Machine::with_code(engine, 64, |a| {
+        a.mov(rbx, DATA)?;
+        a.fxsave64(ptr(rbx))?;
+        a.fninit()?;
+        a.fldpi()?;
+        a.fld1()?;
+        a.faddp(st1, st0)?;
+        a.fstp(tbyte_ptr(rbx + 0x400))?;
+        a.fnstsw(ax)?;
+        a.fnstcw(word_ptr(rbx + 0x410))?;
+        a.fxrstor64(ptr(rbx))?;
+        a.hlt()
+    });
+    enter_long_mode(&mut machine);
+    machine.vcpu.set_reg(Reg::Cr4, 0x220);
+    machine.vcpu.set_fpu(&fpu_state());
+    machine.expect(Exit::Hlt);
+    let mut stored: [u8; 416] = machine.read(DATA);
+    stored[28..32].copy_from_slice(&0xffff_u32.to_le_bytes()); // MXCSR_MASK is the processor's
+    assert_eq!(stored, fpu_state().image[..416]);
+    assert_eq!(machine.vcpu.fpu(), fpu_state());
+    assert_eq!(machine.read(DATA + 0x400), [0x1a, 0x61, 0xb4, 0x10, 0x51, 0xed, 0x87, 0x84, 0x01, 0x40], "pi + 1");
+    assert_eq!(machine.ax() & 0x3fff, 0x20, "inexact");
+    assert_eq!(machine.read(DATA + 0x410), 0x037f_u16.to_le_bytes());
+}
+
+/// #NM after CR0.TS is set, and #MF of an unmasked exception at the next instruction that waits.
+pub(super) fn fpu_traps(engine: &dyn Engine) {
+    if !has_supervisor_fpu(engine) {
+        return;
+    }
+    let mut machine = Machine::new(engine, |a| {
+        a.fninit()?;
+        a.mov(word_ptr(DATA), 0x037b)?;
+        a.fldcw(word_ptr(DATA))?; // division by zero is not masked
+        a.fld1()?;
+        a.fldz()?;
+        a.fdivp(st1, st0)?;
+        a.fnstsw(ax)?;
+        a.fnop()?;
+        a.hlt()?;
+        a.mov(ecx, cr0)?;
+        a.or(ecx, 8)?;
+        a.mov(cr0, ecx)?;
+        a.fninit()?;
+        a.hlt()
+    });
+    for (vector, number) in [(7, 0x77), (16, 0x16)] {
+        machine.set_vector(vector);
+        machine.assemble(HANDLER + u64::from(vector) * 0x20, 16, |a| {
+            a.mov(bx, number)?;
+            a.clts()?;
+            a.fnclex()?;
+            a.iret()
+        });
+        machine.write(u64::from(vector) * 4, &(HANDLER as u16 + u16::from(vector) * 0x20).to_le_bytes());
+    }
+    machine.vcpu.set_reg(Reg::Cr0, 0x30);
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.ax() & 0xb8ff, 0xb084, "ES, B and ZE; the operands stay on the stack");
+    assert_eq!(machine.vcpu.reg(Reg::Rbx) as u16, 0x16);
+    machine.expect(Exit::Hlt);
+    assert_eq!(machine.vcpu.reg(Reg::Rbx) as u16, 0x77);
 }
 
 /// A GDT: flat code of 32 bits at 8, data at 16, code of 64 bits at 24, TSS at 32, user data at 48, user code at 56.

@@ -112,6 +112,15 @@ pub struct SegDesc {
     pub access: u32,
 }
 
+/// The x87, MMX and SSE registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FpuState {
+    /// The image that FXSAVE64 stores (SDM 2A, FXSAVE; 64-bit offsets). Bytes 416 to 511 are 0.
+    pub image: [u8; 512],
+    /// XCR0.
+    pub xcr0: u64,
+}
+
 /// One row of the CPUID table that a vCPU answers from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuidEntry {
@@ -119,7 +128,8 @@ pub struct CpuidEntry {
     pub leaf: u32,
     /// ECX on entry; `None` when the leaf does not look at it.
     pub subleaf: Option<u32>,
-    /// EAX, EBX, ECX, EDX on return. CPUID.1:ECX.OSXSAVE and the like are not adjusted.
+    /// EAX, EBX, ECX, EDX on return. CPUID.1:ECX.OSXSAVE is the guest's CR4.OSXSAVE, whatever stands here; nothing else is
+    /// adjusted.
     pub regs: [u32; 4],
 }
 
@@ -262,6 +272,12 @@ pub trait EngineVcpu: Send {
 
     /// Writes the hidden part of a segment register, GDTR or IDTR.
     fn set_desc(&mut self, reg: Reg, desc: SegDesc);
+
+    /// Reads the x87, MMX and SSE registers.
+    fn fpu(&mut self) -> FpuState;
+
+    /// Writes the x87, MMX and SSE registers. MXCSR bits that do not exist are dropped.
+    fn set_fpu(&mut self, state: &FpuState);
 
     /// Replaces the CPUID table.
     fn set_cpuid(&mut self, table: &[CpuidEntry]);

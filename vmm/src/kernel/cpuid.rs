@@ -4,8 +4,9 @@
 use crate::abi::VmCpuTopology;
 use crate::engine::CpuidEntry;
 
-/// CPUID.1:EDX: PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, HTT.
-const FEATURES_EDX: u32 = 1 << 3
+/// CPUID.1:EDX: FPU, PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, FXSR, HTT.
+const FEATURES_EDX: u32 = 1
+    | 1 << 3
     | 1 << 4
     | 1 << 5
     | 1 << 6
@@ -18,14 +19,23 @@ const FEATURES_EDX: u32 = 1 << 3
     | 1 << 16
     | 1 << 17
     | 1 << 19
+    | 1 << 24
     | 1 << 28;
-/// CPUID.1:ECX: CX16, MOVBE, POPCNT, and that there is a hypervisor.
-const FEATURES_ECX: u32 = 1 << 13 | 1 << 22 | 1 << 23 | 1 << 31;
+/// CPUID.1:ECX: CX16, MOVBE, POPCNT, XSAVE, and that there is a hypervisor.
+const FEATURES_ECX: u32 = 1 << 13 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31;
 const FEATURES_ECX_X2APIC: u32 = 1 << 21;
 /// CPUID.80000001H:EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
 const EXTENDED_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
 /// CPUID.80000001H:ECX: LAHF in 64-bit mode, LZCNT.
 const EXTENDED_ECX: u32 = 1 | 1 << 5;
+
+/// CPUID.7:EBX: the x87 data pointer is kept at exceptions only; the selectors beside the x87 pointers are 0.
+const STRUCTURED_EBX: u32 = 1 << 6 | 1 << 13;
+/// CPUID.0DH: XCR0 has x87 and SSE; their area is the legacy region and the header.
+const XSAVE_COMPONENTS: u32 = 3;
+const XSAVE_BYTES: u32 = 512 + 64;
+/// CPUID.0DH.1:EAX: XSAVEOPT, XSAVEC, XGETBV of the components in use.
+const XSAVE_FORMS: u32 = 1 | 1 << 1 | 1 << 2;
 
 /// The table of one vCPU.
 pub(super) fn table(apic_id: u32, topology: &VmCpuTopology, x2apic: bool) -> Vec<CpuidEntry> {
@@ -42,12 +52,14 @@ pub(super) fn table(apic_id: u32, topology: &VmCpuTopology, x2apic: bool) -> Vec
     };
     vec![
         // The vendor's name stands in EBX, EDX, ECX.
-        leaf(0, [0xb, vendor[0], vendor[2], vendor[1]]),
+        leaf(0, [0xd, vendor[0], vendor[2], vendor[1]]),
         leaf(1, [0x000306c3, (apic_id & 0xff) << 24 | (per_socket & 0xff) << 16 | 8 << 8, ecx, FEATURES_EDX]),
-        leaf(7, [0; 4]),
+        subleaf(7, 0, [0, STRUCTURED_EBX, 0, 0]),
         level(0, 1, threads),
         level(1, 2, per_socket),
         subleaf(0xb, 2, [0, 0, 2, apic_id]),
+        subleaf(0xd, 0, [XSAVE_COMPONENTS, XSAVE_BYTES, XSAVE_BYTES, 0]),
+        subleaf(0xd, 1, [XSAVE_FORMS, XSAVE_BYTES, 0, 0]),
         leaf(0x4000_0000, [0x4000_0000, hypervisor[0], hypervisor[1], hypervisor[2]]),
         leaf(0x8000_0000, [0x8000_0008, 0, 0, 0]),
         leaf(0x8000_0001, [0, 0, EXTENDED_ECX, EXTENDED_EDX]),

@@ -5,14 +5,16 @@ use super::ipi::{IcrResult, Ipi};
 use super::rendezvous::RendezvousFunction;
 use super::vcpu::{Counter, VcpuState};
 use super::vm::{ONE_SECOND, State, Vm};
+use crate::abi::illumos::{self, VmMmio};
 use crate::abi::{
     Errno, ExitInout, ExitInstEmul, ExitMsr, ExitSuspended, ExitVmx, VmExit, VmGuestPaging, cap, exitcode, suspend,
 };
 use crate::device::vlapic::{DEFAULT_APIC_BASE, Effect, MSR_APIC_BASE};
 use crate::engine::{Completion, Exit, Reg};
+use crate::history::{Boundary, X2apicStartup};
 use crate::host::{End, WaitChannel};
 use crate::memory::PAGE_SIZE;
-use crate::trace::Event;
+use crate::trace::{DropReason, Event, StartupStore};
 use parking_lot::MutexGuard;
 
 /// What a thread in VM_RUN is doing.
@@ -29,6 +31,7 @@ enum Left {
     Rendezvous,
     ReqIdle,
     Debug,
+    RunState,
     Hlt,
     MmioRead { gpa: u64, size: u8 },
     MmioWrite { gpa: u64, size: u8, data: u64 },
@@ -55,6 +58,8 @@ const SPIN_LOOP_INSTRUCTIONS: u64 = 64;
 
 impl Vm {
     /// VM_RUN.
+    ///
+    /// The exit is one of FreeBSD's, or for illumos one of the few that it has in their place.
     pub(super) fn vm_run(&self, st: &mut State<'_>, id: usize) -> Result<VmExit, Errno> {
         self.pace_debug_loop(st, id);
         self.give_way(st, id);
@@ -104,7 +109,15 @@ impl Vm {
                     self.handle_rendezvous(st, id);
                     Next::Guest
                 }
+                // illumos has given this exit up; userspace goes on after any BOGUS.
+                Left::ReqIdle if self.behaviour.boundary == Boundary::Illumos => {
+                    Next::Userspace(bare_exit(exitcode::BOGUS))
+                }
                 Left::ReqIdle => Next::Userspace(bare_exit(exitcode::REQIDLE)),
+                Left::RunState => {
+                    self.handle_run_state(st, id);
+                    Next::Guest
+                }
                 Left::Debug => Next::Userspace(bare_exit(exitcode::DEBUG)),
                 Left::Hlt => self.handle_hlt(st, id),
                 Left::MmioRead { gpa, size } => self.handle_mmio_read(st, id, gpa, size)?,
@@ -138,6 +151,9 @@ impl Vm {
             }
             if st.debug.contains(id) {
                 return Left::Debug;
+            }
+            if self.behaviour.startup_store == StartupStore::RunState && !st.vcpu(id).run_state.runs() {
+                return Left::RunState;
             }
             let exit = self.enter_guest(st, id);
             st.vcpu(id).count(Counter::Exits);
@@ -273,7 +289,7 @@ impl Vm {
     }
 
     /// FROZEN → SLEEPING → FROZEN around a wait.
-    fn sleep(&self, st: &mut State<'_>, id: usize, channel: WaitChannel, timeout: Option<u64>) {
+    pub(super) fn sleep(&self, st: &mut State<'_>, id: usize, channel: WaitChannel, timeout: Option<u64>) {
         self.change_state(st, id, VcpuState::Sleeping);
         MutexGuard::unlocked(st, || self.host.wait(channel, timeout));
         self.change_state(st, id, VcpuState::Frozen);
@@ -294,7 +310,8 @@ impl Vm {
                 || st.is_suspended()
                 || st.vcpu(id).reqidle
                 || st.vcpu(id).has_wakeup(interrupts_enabled)
-                || st.debug.contains(id);
+                || st.debug.contains(id)
+                || self.behaviour.startup_store == StartupStore::RunState && !st.vcpu(id).run_state.runs();
             if wanted {
                 break;
             }
@@ -363,7 +380,11 @@ impl Vm {
         } else if let Some(value) = st.board.read_mmio(gpa, size, now) {
             value
         } else {
-            return Ok(Next::Userspace(self.inst_emul(st, id, gpa)));
+            return Ok(Next::Userspace(self.foreign_mmio(
+                st,
+                id,
+                VmMmio { bytes: size, read: 1, gpa, ..VmMmio::default() },
+            )));
         };
         st.vcpu(id).engine().complete(Completion::Value(value));
         Ok(Next::Guest)
@@ -385,7 +406,8 @@ impl Vm {
         let now = self.host.now();
         let Some(offset) = lapic_offset(gpa) else {
             let Some(routing_changed) = st.board.write_mmio(gpa, size, data, now) else {
-                return Ok(Next::Userspace(self.inst_emul(st, id, gpa)));
+                let mmio = VmMmio { bytes: size, gpa, data, ..VmMmio::default() };
+                return Ok(Next::Userspace(self.foreign_mmio(st, id, mmio)));
             };
             st.vcpu(id).engine().complete(Completion::Done);
             if routing_changed {
@@ -423,6 +445,15 @@ impl Vm {
         }
     }
 
+    /// An access to a device that the kernel does not have. FreeBSD hands the instruction to userspace; illumos has decoded it.
+    fn foreign_mmio(&self, st: &mut State<'_>, id: usize, mmio: VmMmio) -> VmExit {
+        if self.behaviour.boundary == Boundary::Illumos {
+            VmExit::new(illumos::exitcode::MMIO, &mmio)
+        } else {
+            self.inst_emul(st, id, mmio.gpa)
+        }
+    }
+
     /// VM_EXITCODE_INST_EMUL for a device that the kernel does not have.
     fn inst_emul(&self, st: &mut State<'_>, id: usize, gpa: u64) -> VmExit {
         let mut vie = [0; 64];
@@ -454,13 +485,22 @@ impl Vm {
             let value = st.vcpu(id).vlapic.msr_read(index, now);
             return Some(value.map_or(Completion::GeneralProtection, Completion::Value));
         }
-        // vmx_rdmsr: a processor without machine-check banks. [unverified]
-        matches!(index, MSR_MCG_CAP | MSR_MCG_STATUS).then_some(Completion::Value(0))
+        match index {
+            // vmx_rdmsr: a processor without machine-check banks. [unverified]
+            MSR_MCG_CAP | MSR_MCG_STATUS => Some(Completion::Value(0)),
+            MSR_MISC_ENABLE => Some(Completion::Value(MISC_ENABLE)),
+            _ => None,
+        }
     }
 
     fn write_msr(&self, st: &mut State<'_>, ctx: RunContext, index: u32, value: u64) -> MsrWrite {
         if !is_lapic_msr(index) {
-            return if matches!(index, MSR_MCG_CAP | MSR_MCG_STATUS) { MsrWrite::Done } else { MsrWrite::Userspace };
+            return match index {
+                MSR_MCG_CAP | MSR_MCG_STATUS => MsrWrite::Done,
+                // vmx_wrmsr: Linux clears the execute-disable bit's disable, which is clear; nothing else changes.
+                MSR_MISC_ENABLE if (value ^ MISC_ENABLE) & !MISC_ENABLE_XD_DISABLE == 0 => MsrWrite::Done,
+                _ => MsrWrite::Userspace,
+            };
         }
         let now = self.host.now();
         let Ok(effect) = st.vcpu(ctx.vcpu).vlapic.msr_write(index, value, now) else {
@@ -468,6 +508,13 @@ impl Vm {
             return if index == MSR_APIC_BASE { MsrWrite::Userspace } else { MsrWrite::GeneralProtection };
         };
         match self.lapic_effect(st, ctx, effect, true) {
+            // Before becd984900 only the handler of MMIO passed the exit on.
+            IcrResult::Exit(_) | IcrResult::Ipi(_) if self.behaviour.x2apic_startup == X2apicStartup::Lost => {
+                let icr = st.vcpu(ctx.vcpu).vlapic.icr();
+                let (mode, vector, why) = (icr.delivery_mode(), icr.vector(), DropReason::ExitLost);
+                self.host.emit(Some(ctx.vcpu as u16), Event::IpiDropped { mode, vector, why });
+                MsrWrite::Done
+            }
             IcrResult::Handled => MsrWrite::Done,
             IcrResult::Unhandled => MsrWrite::Userspace,
             IcrResult::Exit(exit) => MsrWrite::Leave(Left::Userspace(exit)),
@@ -506,6 +553,11 @@ enum MsrWrite {
 
 const MSR_MCG_CAP: u32 = 0x179;
 const MSR_MCG_STATUS: u32 = 0x17a;
+/// IA32_MISC_ENABLE.
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+/// What the guest reads there (`vmx_msr_init`): fast strings; no branch trace storage, no precise event sampling.
+const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;
+const MISC_ENABLE_XD_DISABLE: u64 = 1 << 34;
 
 fn is_lapic_msr(index: u32) -> bool {
     index == MSR_APIC_BASE || (0x800..=0x8ff).contains(&index)

@@ -1,6 +1,8 @@
 //! One vCPU: `struct vcpu` and what it is doing.
 
-use crate::abi::{Errno, cap};
+use super::run_state::RunState;
+use crate::abi::{Errno, cap, illumos};
+use crate::cpuset::CpuSet;
 use crate::device::vlapic::Vlapic;
 use crate::engine::{Completion, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc};
 use crate::trace::Seq;
@@ -56,10 +58,12 @@ impl Capabilities {
     }
 }
 
-/// `vmx_setcap`: what the processor backend says to a capability within the kernel's range.
+/// `vmx_setcap`: what the processor backend says to a capability within the kernel's range. RFLAGS_TF is for AMD alone, and one that the
+/// backend does not know is ENOENT.
 fn backend_supports(captype: i32) -> Result<(), Errno> {
     match captype {
         cap::RDPID | cap::RDTSCP => Err(Errno::EOPNOTSUPP),
+        cap::RFLAGS_TF => Err(Errno::ENOENT),
         _ => Ok(()),
     }
 }
@@ -100,6 +104,12 @@ pub(super) struct Vcpu {
     pub(super) gives_way: bool,
     pub(super) vlapic: Vlapic,
     pub(super) boot_state: BootState,
+    /// illumos's in the place of it.
+    pub(super) run_state: RunState,
+    /// `vm_exitinfo_cpuset`: the mask of the last IPI exit.
+    pub(super) exit_cpuset: CpuSet,
+    /// An exit that userspace has to fulfil before the vCPU goes on (illumos).
+    pub(super) unfulfilled: Option<illumos::VmExit>,
     pub(super) caps: Capabilities,
     pub(super) nmi_pending: bool,
     pub(super) extint_pending: bool,
@@ -167,6 +177,9 @@ impl Vcpu {
             gives_way: false,
             vlapic: Vlapic::new(id as u32),
             boot_state: if id == 0 { BootState::Running } else { BootState::Init },
+            run_state: RunState::default(),
+            exit_cpuset: CpuSet::EMPTY,
+            unfulfilled: None,
             caps: Capabilities::default(),
             nmi_pending: false,
             extint_pending: false,
@@ -285,6 +298,31 @@ impl Vcpu {
         }
     }
 
+    /// Forgets the instruction in flight: what userspace makes of its exit does not matter any more.
+    pub(super) fn abandon_in_flight(&mut self) {
+        self.in_flight = None;
+        if self.unfulfilled.take().is_some() {
+            // Setting a register abandons it in the engine.
+            let rip = self.engine().reg(Reg::Rip);
+            self.engine().set_reg(Reg::Rip, rip);
+        }
+    }
+
+    /// Answers an access to memory that userspace has carried out (illumos).
+    pub(super) fn fulfil(&mut self, completion: Completion) {
+        self.unfulfilled = None;
+        self.engine().complete(completion);
+    }
+
+    /// The same for a port; an OUT is complete when it exits.
+    pub(super) fn fulfil_inout(&mut self, value: Option<Completion>) {
+        self.unfulfilled = None;
+        self.in_flight = None;
+        if let Some(value) = value {
+            self.engine().complete(value);
+        }
+    }
+
     /// VM_INJECT_EXCEPTION: delivered at the next run. #GP for an MSR access in flight is the instruction's own fault.
     pub(super) fn inject_exception(&mut self, vector: u8, error_code: Option<u32>) -> Result<(), Errno> {
         if self.exception.is_some() {
@@ -310,6 +348,10 @@ impl Vcpu {
         }
         if std::mem::take(&mut self.nmi_pending) {
             self.engine().inject(Inject::Nmi);
+        }
+        if self.caps.has(cap::MASK_HWINTR) {
+            self.engine().request_interrupt_window(false);
+            return;
         }
         let pending = self.vlapic.pending();
         if pending.is_none() && !self.extint_pending {

@@ -290,6 +290,12 @@ impl Vlapic {
         self.apic_base
     }
 
+    /// The interrupt command register, as it was last written.
+    #[must_use]
+    pub fn icr(&self) -> Icr {
+        self.icr
+    }
+
     /// Writes IA32_APIC_BASE, which the guest can only leave as it is.
     ///
     /// # Errors

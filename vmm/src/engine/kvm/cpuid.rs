@@ -5,11 +5,15 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Leaves whose registers are features that the processor has or has not, and bits of them that are not KVM's to grant:
 /// they speak of the local APIC and the topology, which are ours, and of the hypervisor.
-const FEATURES: [(u32, u32, [u32; 4]); 3] = [
+const FEATURES: [(u32, u32, [u32; 4]); 5] = [
     // EBX holds APIC ID and counts. ECX: x2APIC 21, TSC deadline 24, OSXSAVE 27, hypervisor 31. EDX: APIC 9, HTT 28.
     (1, 0, [!0, !0, 1 << 21 | 1 << 24 | 1 << 27 | 1 << 31, 1 << 9 | 1 << 28]),
     // EAX is the number of subleaves.
     (7, 0, [!0, 0, 0, 0]),
+    // State components of XCR0 in EAX and EDX; sizes in EBX and ECX.
+    (0xd, 0, [0, !0, !0, 0]),
+    // Forms of XSAVE in EAX; a size in EBX.
+    (0xd, 1, [0, !0, 0, 0]),
     // EAX and EBX are no features. ECX: CmpLegacy 1, ExtApicSpace 3, topology extensions 22. EDX: APIC 9.
     (0x8000_0001, 0, [!0, !0, 1 << 1 | 1 << 3 | 1 << 22, 1 << 9]),
 ];

@@ -12,6 +12,7 @@
 //! software processor is still before it.
 
 mod cpuid;
+mod fpu;
 mod kick;
 mod registers;
 mod run_page;

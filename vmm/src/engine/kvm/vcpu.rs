@@ -4,8 +4,10 @@ use super::kick::{REPEAT, VcpuKick, arm_clock};
 use super::registers::Registers;
 use super::run_page::{Io, RunPage};
 use super::vm::Memory;
-use super::{Abilities, cpuid, refused};
-use crate::engine::{Completion, CpuidEntry, EngineError, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc, Unimplemented};
+use super::{Abilities, cpuid, fpu, refused};
+use crate::engine::{
+    Completion, CpuidEntry, EngineError, EngineVcpu, Exit, FpuState, Inject, Kick, Reg, SegDesc, Unimplemented,
+};
 use crate::memory::PAGE_SIZE;
 use kvm_bindings::{
     CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
@@ -329,6 +331,21 @@ impl EngineVcpu for Vcpu {
     fn set_desc(&mut self, reg: Reg, desc: SegDesc) {
         self.abandon_instruction();
         self.registers.set_desc(&self.page, reg, desc);
+    }
+
+    fn fpu(&mut self) -> FpuState {
+        self.finish_instruction();
+        let state = fpu::get(&self.fd);
+        state.unwrap_or_else(|error| {
+            self.note::<()>(Err(error), "Cannot read the FPU");
+            FpuState { image: [0; 512], xcr0: 0 }
+        })
+    }
+
+    fn set_fpu(&mut self, state: &FpuState) {
+        self.abandon_instruction();
+        let result = fpu::set(&self.fd, state);
+        self.note(result, "Cannot write the FPU");
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {

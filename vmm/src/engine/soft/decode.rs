@@ -11,7 +11,7 @@ use super::op::{Dst, Handler, Imm, Mem, Op, Src, flag};
 use super::state::{Cpu, FS, GS, LDTR, Step, TR, cr0, cr4, vector};
 use super::string::{self, Cmps, Ins, Lods, Movs, Outs, Scas, Stos, StringOp};
 use super::word::{HIGH_BYTE, RIP, ZERO};
-use super::{alu, control, io, segment, system};
+use super::{alu, control, io, segment, system, x87, xsave};
 use iced_x86::{Code, ConditionCode, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 /// A decoded instruction and its place in a block.
@@ -481,9 +481,10 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
     let width = if instruction.op_count() > 0 { operand_width(instruction, 0) } else { 0 };
 
     if instruction.is_jcc_short_or_near() {
-        decoded.ends_block = true;
+        // The block goes on where the branch is not taken.
         op.extra = condition(instruction);
         let to_itself = op.immediate.wrapping_add(u64::from(op.len)) == 0;
+        decoded.ends_block = to_itself;
         return if to_itself { control::jcc_to_itself } else { jcc(op.extra, width) };
     }
     if instruction.condition_code() != ConditionCode::None
@@ -674,9 +675,12 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
             by_wide_width!(width, |T| system::write_base::<T>)
         }
         M::Cpuid => system::cpuid,
-        M::Wait => wait,
+        M::Wait => x87::wait,
 
         _ => {
+            if let Some(handler) = unit_handler(instruction, op) {
+                return handler;
+            }
             decoded.ends_block = true;
             match ending(instruction, op, decoded) {
                 Some(handler) => handler,
@@ -737,6 +741,30 @@ fn conditional(instruction: &Instruction, form: Form, width: usize, op: &mut Op)
         }
         _ => None,
     }
+}
+
+/// Instructions of the x87 FPU and of SSE, and those that save and restore their state.
+fn unit_handler(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+    use Mnemonic as M;
+    let is_wide = matches!(
+        instruction.mnemonic(),
+        M::Fxsave64 | M::Fxrstor64 | M::Xsave64 | M::Xsaveopt64 | M::Xsavec64 | M::Xrstor64
+    );
+    op.extra = is_wide.into();
+    Some(match instruction.mnemonic() {
+        M::Fxsave | M::Fxsave64 => xsave::fxsave,
+        M::Fxrstor | M::Fxrstor64 => xsave::fxrstor,
+        M::Xsave | M::Xsave64 => xsave::xsave::<false>,
+        M::Xsaveopt | M::Xsaveopt64 => xsave::xsave::<true>,
+        M::Xsavec | M::Xsavec64 => xsave::xsavec,
+        M::Xrstor | M::Xrstor64 => xsave::xrstor,
+        M::Xgetbv => xsave::xgetbv,
+        M::Xsetbv => xsave::xsetbv,
+        M::Ldmxcsr => xsave::ldmxcsr,
+        M::Stmxcsr => xsave::stmxcsr,
+        M::Emms => x87::emms,
+        _ => return x87::handler(instruction, op),
+    })
 }
 
 /// Instructions behind which the run loop has something to look at.
@@ -847,10 +875,4 @@ fn not_implemented(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     }
     let name = Mnemonic::try_from(op.immediate as usize).map(|mnemonic| format!("{mnemonic:?}").to_lowercase());
     Err(cpu.not_implemented(name.as_deref().unwrap_or("unknown instruction")))
-}
-
-/// WAIT: #NM if the unit was switched away; no x87 exception is ever pending.
-fn wait(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
-    let both = cr0::MP | cr0::TS;
-    if cpu.cr0 & both == both { Err(cpu.raise(vector::NM)) } else { Ok(()) }
 }

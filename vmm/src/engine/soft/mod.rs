@@ -1,4 +1,4 @@
-//! The software processor: executes integer x86 code in real, protected and long mode, deterministically and without help
+//! The software processor: executes x86 code in real, protected and long mode, deterministically and without help
 //! from the host.
 //!
 //! How an instruction gets executed, from the outside in:
@@ -12,17 +12,23 @@
 //!    handlers, generic over operand widths (`word`) and kinds. A handler either does all of its instruction or none.
 //! 4. Memory goes through `access`: segmentation, then the translation cache (`mem`), else `paging`.
 //!
-//! What it lacks (x87, SSE, hardware task switches, virtual-8086 mode, breakpoints in debug registers) raises #UD in the
+//! x87 and SSE have their registers in `fpu` and their arithmetic in `float`, in integers, so that results are the same bits
+//! on every host; `x87` holds their handlers, and `xsave` those that save and restore the registers.
+//!
+//! What it lacks (hardware task switches, virtual-8086 mode, breakpoints in debug registers) raises #UD in the
 //! guest and is recorded for [`EngineVcpu::take_unimplemented`].
 
 mod access;
 mod alu;
 mod code;
 mod control;
+mod debug;
 mod decode;
 mod event;
 mod exec;
 mod flags;
+mod float;
+mod fpu;
 mod io;
 mod jumps;
 mod mem;
@@ -35,13 +41,16 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod word;
+mod x87;
+mod xsave;
 
 use self::code::CodeCache;
 use self::mem::{Bus, MapError};
 use self::state::{Cpu, LDTR, Raised, Seg, TR, Table};
 use self::word::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use super::{
-    Completion, CpuidEntry, Engine, EngineError, EngineVcpu, EngineVm, Exit, Inject, Kick, Reg, SegDesc, Unimplemented,
+    Completion, CpuidEntry, Engine, EngineError, EngineVcpu, EngineVm, Exit, FpuState, Inject, Kick, Reg, SegDesc,
+    Unimplemented,
 };
 use crate::memory::{Protection, Segment};
 use parking_lot::Mutex;
@@ -220,9 +229,15 @@ impl EngineVcpu for SoftVcpu {
             }
             Reg::Rflags => cpu.set_rflags(value),
             Reg::Efer => cpu.efer = value,
-            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 => cpu.dr[reg as usize - Reg::Dr0 as usize] = value,
+            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 => {
+                cpu.dr[reg as usize - Reg::Dr0 as usize] = value;
+                cpu.derive_breakpoints();
+            }
             Reg::Dr6 => cpu.dr[6] = value,
-            Reg::Dr7 => cpu.dr[7] = value,
+            Reg::Dr7 => {
+                cpu.dr[7] = value;
+                cpu.derive_breakpoints();
+            }
             Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => {
                 cpu.pdpte[reg as usize - Reg::Pdpte0 as usize] = value;
             }
@@ -233,6 +248,7 @@ impl EngineVcpu for SoftVcpu {
         }
         if matches!(reg, Reg::Cr0 | Reg::Cr3 | Reg::Cr4 | Reg::Efer) {
             cpu.flush_translations();
+            cpu.derive_breakpoints();
         }
         cpu.update_attention();
     }
@@ -262,6 +278,16 @@ impl EngineVcpu for SoftVcpu {
             None if reg == Reg::Idtr => self.cpu.idtr = table,
             None => {}
         }
+    }
+
+    fn fpu(&mut self) -> FpuState {
+        FpuState { image: self.cpu.fpu.image_bytes(), xcr0: self.cpu.fpu.xcr0 }
+    }
+
+    fn set_fpu(&mut self, state: &FpuState) {
+        self.touched();
+        self.cpu.fpu.load_image_bytes(&state.image);
+        self.cpu.fpu.xcr0 = state.xcr0;
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {

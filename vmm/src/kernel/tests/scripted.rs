@@ -1,7 +1,8 @@
 //! An engine whose guest does what a script says.
 
 use crate::engine::{
-    Completion, CpuidEntry, Engine, EngineError, EngineVcpu, EngineVm, Exit, Inject, Kick, Reg, SegDesc, Unimplemented,
+    Completion, CpuidEntry, Engine, EngineError, EngineVcpu, EngineVm, Exit, FpuState, Inject, Kick, Reg, SegDesc,
+    Unimplemented,
 };
 use crate::memory::{Protection, Segment};
 use parking_lot::Mutex;
@@ -151,6 +152,12 @@ impl EngineVcpu for ScriptedVcpu {
     fn translate(&mut self, _: u64) -> Option<u64> {
         None
     }
+
+    fn fpu(&mut self) -> FpuState {
+        FpuState { image: [0; 512], xcr0: 1 }
+    }
+
+    fn set_fpu(&mut self, _state: &FpuState) {}
 
     fn take_unimplemented(&mut self) -> Vec<Unimplemented> {
         Vec::new()

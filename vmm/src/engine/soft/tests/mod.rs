@@ -3,8 +3,10 @@
 
 mod boot;
 mod code;
+mod debug;
 mod devices;
 mod events;
+mod fpu;
 mod fuzz;
 mod integer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
