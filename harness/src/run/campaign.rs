@@ -24,7 +24,7 @@ const EXAMPLES: usize = 16;
 const FEW: usize = 24;
 
 /// Neighbours that are tried until one is ok.
-const NEIGHBOURS: usize = 12;
+const NEIGHBOURS: usize = 8;
 
 /// How cells are run.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +127,9 @@ impl<'a> Campaign<'a> {
         let wanted = wanted(results, for_a_page);
         let kernels: Vec<&str> = self.setup.matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
         let frontends: Vec<&str> = crate::catalog::frontends().iter().map(|part| part.name).collect();
+        let seen: BTreeMap<&Cell, OutcomeKind> = results.iter().map(|r| (&r.cell, r.outcome.kind)).collect();
+        // A neighbour that is known not to be ok need not be tried: cells of an operating system take their time.
+        let may_be_ok = |cell: &Cell| seen.get(cell).is_none_or(|kind| *kind == OutcomeKind::Ok);
         let tasks: Vec<(usize, Task)> = wanted
             .into_iter()
             .map(|at| {
@@ -134,7 +137,11 @@ impl<'a> Campaign<'a> {
                 let beside = if result.outcome.kind == OutcomeKind::Ok {
                     Vec::new()
                 } else {
-                    neighbours(&result.cell, &kernels, &frontends).into_iter().take(NEIGHBOURS).collect()
+                    neighbours(&result.cell, &kernels, &frontends)
+                        .into_iter()
+                        .filter(may_be_ok)
+                        .take(NEIGHBOURS)
+                        .collect()
                 };
                 let task = self.task(&result.cell, result.seed);
                 (at, Task { explain: Some(beside), hash: false, trace: false, ..task })
