@@ -84,6 +84,11 @@ fn workers(runner: &Child) -> Vec<u32> {
     all
 }
 
+/// Whether a process lives that is a worker of spinup.
+fn is_worker(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"spinup\0worker\0")
+}
+
 fn signal(pid: u32, name: &str) -> bool {
     let kill = Command::new("kill").args([format!("-{name}"), pid.to_string()]).stderr(Stdio::null()).status();
     kill.is_ok_and(|status| status.success())
@@ -154,9 +159,15 @@ fn a_runner_that_is_killed_is_gone_on_with() {
         loop {
             let mut child = run(&json, &["--resume"]).spawn().expect("the binary of this package");
             std::thread::sleep(Duration::from_millis(random.below(400)));
+            let orphans = workers(&child);
             if killed < wanted && signal(child.id(), "KILL") && wait(&mut child).is_none() {
                 killed += 1;
-                // Its workers go with it, and what it had done is kept.
+                let until = Instant::now() + Duration::from_secs(10);
+                while orphans.iter().any(|orphan| is_worker(*orphan)) {
+                    assert!(Instant::now() < until, "its workers go with it");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                // What it had done is kept.
                 let lines = std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
                 assert!(lines >= before, "{lines} lines in the journal, after {before}");
                 before = lines;

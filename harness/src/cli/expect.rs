@@ -2,14 +2,15 @@
 
 use super::{Failure, MatrixArgs, print};
 use crate::matrix::edit::{EditError, fit};
+use crate::matrix::verdict::Verdict;
 use crate::outcome::OutcomeKind;
 use crate::pattern::Pattern;
 use crate::report::file::write_atomically;
 use crate::report::json::Document;
-use crate::report::paint::{BOLD, DIM, GOOD, RED, paint};
+use crate::report::paint::{GOOD, RED, paint};
+use crate::report::unexplained;
 use crate::run::CellResult;
 use clap::Args;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -51,17 +52,21 @@ pub(super) fn expect(args: &ExpectArgs) -> Result<u8, Failure> {
     let telling: Vec<CellResult> = cells
         .into_iter()
         .filter(says)
-        .map(|result| CellResult { expectation: matrix.expectation(&result.cell), ..result })
+        .map(|result| {
+            let expectation = matrix.expectation(&result.cell);
+            let verdict = Verdict::of(expectation.outcome, result.outcome.kind);
+            CellResult { expectation, verdict, ..result }
+        })
         .collect();
     let (wrong, right): (Vec<&CellResult>, Vec<&CellResult>) =
         telling.iter().partition(|result| differs(result) && chosen(result));
     let right: Vec<&CellResult> = right.into_iter().filter(|result| !differs(result)).collect();
-    let mut out = unexplained(&wrong);
     if !args.update {
-        let _ = writeln!(out, "  {} cells as expected, {} not", right.len(), wrong.len());
-        print(&out)?;
+        let looked_at: Vec<CellResult> = wrong.iter().chain(&right).copied().cloned().collect();
+        print(&unexplained::render(&looked_at))?;
         return Ok(u8::from(!wrong.is_empty()));
     }
+    let mut out = String::new();
     let Some(path) = args.matrix.path() else {
         return Err(Failure::Usage("the built-in matrix cannot be rewritten: name a file with --matrix".into()));
     };
@@ -71,7 +76,7 @@ pub(super) fn expect(args: &ExpectArgs) -> Result<u8, Failure> {
         return Err(Failure::Usage("a reason and a reference have words".into()));
     }
     let edit = fit(&matrix, &wrong, &right, why).map_err(|error| match error {
-        EditError::NoReason(_) => Failure::Usage(format!("{}{error}", anstream::adapter::strip_str(&out))),
+        EditError::NoReason(_) => Failure::Usage(format!("{error}; without --update they are listed")),
         _ => Failure::Usage(error.to_string()),
     })?;
     write_atomically(&path, |out| out.write_all(edit.text.as_bytes()))
@@ -86,41 +91,4 @@ pub(super) fn expect(args: &ExpectArgs) -> Result<u8, Failure> {
     let _ = writeln!(out, "  {}: {added} expectations added, {removed} taken out", path.display());
     print(&out)?;
     Ok(0)
-}
-
-/// The cells that no expectation fits, by kernel and frontend, then by how they end.
-fn unexplained(wrong: &[&CellResult]) -> String {
-    let mut pairings: BTreeMap<(&str, &str), BTreeMap<(OutcomeKind, OutcomeKind), BTreeMap<&str, Vec<String>>>> =
-        BTreeMap::new();
-    for result in wrong {
-        let cell = &result.cell;
-        let ends = (result.expectation.outcome, result.outcome.kind);
-        let machine = format!("{}-{}", cell.apic, cell.cpus);
-        let guests = pairings.entry((&cell.kernel, &cell.frontend)).or_default().entry(ends).or_default();
-        guests.entry(&cell.guest).or_default().push(machine);
-    }
-    let mut out = String::new();
-    for ((kernel, frontend), ends) in pairings {
-        let _ = writeln!(out, "  {}", paint(BOLD, &format!("{frontend}@{kernel}")));
-        for ((expected, seen), guests) in ends {
-            // Guests that fail on the same machines are one line.
-            let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-            for (guest, machines) in guests {
-                lines.entry(machines.join(" ")).or_default().push(guest);
-            }
-            for (machines, guests) in lines {
-                let _ = writeln!(
-                    out,
-                    "      {} {seen}, expected {expected}: {} {}",
-                    seen.glyph(),
-                    guests.join(", "),
-                    paint(DIM, &machines)
-                );
-            }
-        }
-    }
-    if !out.is_empty() {
-        out.push('\n');
-    }
-    out
 }

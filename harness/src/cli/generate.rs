@@ -22,27 +22,9 @@ pub(super) struct ManArgs {
     dir: Option<PathBuf>,
 }
 
-/// What people can ask for: commands that the runner starts itself are left out.
-fn command() -> clap::Command {
-    let all = Cli::command();
-    let shown: Vec<clap::Command> = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
-    let mut command = clap::Command::new("spinup")
-        .version(env!("CARGO_PKG_VERSION"))
-        .args(all.get_arguments().filter(|argument| !argument.is_hide_set()).cloned())
-        .args_conflicts_with_subcommands(true)
-        .subcommands(shown);
-    if let Some(about) = all.get_about() {
-        command = command.about(about.clone());
-    }
-    if let Some(after) = all.get_after_help() {
-        command = command.after_help(after.clone());
-    }
-    command
-}
-
 pub(super) fn completions(args: &CompletionsArgs) -> Result<u8, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command(), "spinup", &mut script);
+    clap_complete::generate(args.shell, &mut Cli::command(), "spinup", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(0)
 }
@@ -53,7 +35,7 @@ pub(super) fn man(args: &ManArgs) -> Result<u8, Failure> {
         clap_mangen::Man::new(command).render(&mut page)?;
         Ok(page)
     };
-    let mut all = command();
+    let mut all = Cli::command();
     all.build();
     let Some(dir) = &args.dir else {
         print(&String::from_utf8_lossy(&page(all)?))?;

@@ -67,9 +67,6 @@ enum Command {
     Completions(generate::CompletionsArgs),
     /// Print the manual page, or write one for each command
     Man(generate::ManArgs),
-    /// Run cells for another process that says which (the runner starts these itself)
-    #[command(hide = true)]
-    Worker,
     /// Run a known regression, or any cell that is not ok, beside its good side and print where they part ways
     Repro(repro::ReproArgs),
     /// Which change broke a frontend, and which mended it? A guest over the kernels in the order of their dates
@@ -264,6 +261,13 @@ impl From<io::Error> for Failure {
 /// Runs the command line of this process; its exit status.
 #[must_use]
 pub fn main() -> u8 {
+    // Before anything else: each cell may have such a process of its own, and a command line takes a millisecond to make.
+    if std::env::args_os().skip(1).eq([crate::run::pool::WORKER]) {
+        return match crate::run::worker::work() {
+            Ok(()) => 0,
+            Err(error) => complain(&error.to_string(), 3),
+        };
+    }
     let cli = Cli::parse();
     cli.color.apply();
     let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
@@ -277,7 +281,6 @@ pub fn main() -> u8 {
         Command::Expect(args) => expect::expect(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
-        Command::Worker => crate::run::worker::work().map(|()| 0).map_err(|error| Failure::Harness(error.to_string())),
         Command::Repro(args) => repro::repro(&args),
         Command::Bisect(args) => bisect::bisect(&args),
         Command::Explore(args) => explore::explore(&args),

@@ -229,7 +229,8 @@ impl Gate {
         let counts: Vec<String> = self.counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
         let counts = if counts.is_empty() { "nothing changed".into() } else { counts.join(", ") };
         let verdict = if self.passes() { paint(GOOD, "pass") } else { paint(RED, "fail") };
-        let _ = writeln!(out, "  gate on {}: {verdict}, {} cells compared: {counts}", self.date, self.compared);
+        let cells = if self.compared == 1 { "cell" } else { "cells" };
+        let _ = writeln!(out, "  gate on {}: {verdict}, {} {cells} compared: {counts}", self.date, self.compared);
         out
     }
 }

@@ -20,6 +20,12 @@ const RED_LINES: usize = 40;
 /// Lines of what is left of a cell that was our own fault; the reports have all.
 const LOG_LINES: usize = 12;
 
+/// Cells beside the grid that get a line.
+const BESIDE_TOLD: usize = 24;
+
+/// Reasons why cells are not applicable that are told.
+const NOT_APPLICABLE_TOLD: usize = 4;
+
 /// Pairings with one reason that are named; more are counted, for the grid names them already.
 const PAIRINGS_NAMED: usize = 3;
 
@@ -330,10 +336,14 @@ fn list_beside(out: &mut String, results: &[&CellResult]) {
         |part: fn(&CellResult) -> String| results.iter().map(|&result| part(result).chars().count()).max().unwrap_or(0);
     let shown = |result: &CellResult| Shown::of(result).text();
     let (cells, outcomes) = (width(|result| result.cell.to_string()), width(|result| Shown::of(result).text()));
-    for result in results {
+    for result in results.iter().take(BESIDE_TOLD) {
         let outcome = paint(style(result), &format!("{:outcomes$}", shown(result)));
         let name = format!("{:cells$}", result.cell.to_string());
         let _ = writeln!(out, "  {name}   {outcome}   {}", paint(DIM, &result.outcome.detail));
+    }
+    if results.len() > BESIDE_TOLD {
+        let more = results.len() - BESIDE_TOLD;
+        let _ = writeln!(out, "  {}", paint(DIM, &format!("and {more} more beside the grid")));
     }
     let _ = writeln!(out);
 }
@@ -459,7 +469,7 @@ fn summary(out: &mut String, results: &[CellResult], context: &Context<'_>) {
         .filter(|result| result.verdict == Verdict::NotApplicable)
         .map(|result| result.outcome.detail.as_str())
         .collect();
-    for reason in reasons {
+    for reason in reasons.into_iter().take(NOT_APPLICABLE_TOLD) {
         let _ = writeln!(out, "  {}", paint(DIM, &format!("not applicable: {reason}")));
     }
 }

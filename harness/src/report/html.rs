@@ -61,7 +61,8 @@ pub fn write(
     context: &Context<'_>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    out.write_all(page(results, explanations, context).into_string().as_bytes())
+    // The hour glass that the terminal has is missing from most fonts that browsers have.
+    out.write_all(page(results, explanations, context).into_string().replace('⧗', "⌛").as_bytes())
 }
 
 fn page(results: &[CellResult], explanations: &BTreeMap<Cell, Explanation>, context: &Context<'_>) -> Markup {

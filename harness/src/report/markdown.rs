@@ -44,7 +44,7 @@ fn red_cells(results: &[CellResult], context: &Context<'_>, out: &mut dyn Write)
             writeln!(out, "  <br><code>{}</code>", escape(&context.repro(result)))?;
         }
         if let Some(log) = &result.log {
-            writeln!(out, "  <details><summary>log</summary><pre>{}</pre></details>", escape_lines(log))?;
+            writeln!(out, "  <details><summary>log</summary><pre>{}</pre></details>", escape(log))?;
         }
     }
     if red.len() > RED_TOLD {
@@ -68,7 +68,7 @@ fn grid(results: &[CellResult], context: &Context<'_>, out: &mut dyn Write) -> i
                 let pairing = pairings.get(kernel, frontend);
                 let worst = pairing.iter().max_by_key(|result| weight(result));
                 let sign = worst.map_or("", |worst| sign(worst.verdict));
-                write!(out, " | {sign} {}", escape(&entry_text(pairing).join("\n")).replace('\n', "<br>"))?;
+                write!(out, " | {sign} {}", escape(&entry_text(pairing).join("\n")))?;
             }
             writeln!(out, " |")?;
         }
@@ -132,7 +132,7 @@ fn known_failures(results: &[CellResult], out: &mut dyn Write) -> io::Result<()>
     writeln!(out, "\n</details>\n")
 }
 
-/// Text that means itself, in a line or a field of a table.
+/// Text that means itself, in a line or a field of a table, with its own lines.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -144,17 +144,12 @@ fn escape(text: &str) -> String {
             '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '#' | '~' | '!' | '@' | '$' => {
                 escaped.push_str(&format!("&#{};", u32::from(c)));
             }
-            '\n' => escaped.push('\n'),
+            '\n' => escaped.push_str("<br>"),
             c if c.is_control() => escaped.push(' '),
             c => escaped.push(c),
         }
     }
     escaped
-}
-
-/// Several lines that mean themselves, within HTML in a list.
-fn escape_lines(text: &str) -> String {
-    escape(text).replace('\n', "<br>")
 }
 
 /// The red cells as workflow commands, which GitHub shows as annotations.

@@ -36,11 +36,12 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The command that shows where a red cell parts ways with the nearest one that is ok.
+    /// The command that shows where a red cell parts ways with the nearest one that is ok, or what it does if it is ok.
     #[must_use]
     pub fn repro(&self, result: &CellResult) -> String {
         let seed = if result.seed == 0 { String::new() } else { format!(" --seed {}", result.seed) };
-        format!("spinup repro {}{}{seed}", result.cell, self.repeated)
+        let command = if result.outcome.kind == OutcomeKind::Ok { "trace" } else { "repro" };
+        format!("spinup {command} {}{}{seed}", result.cell, self.repeated)
     }
 
     /// `171 cells in 0.6 s, seed 0`.

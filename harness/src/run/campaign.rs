@@ -24,7 +24,7 @@ const EXAMPLES: usize = 16;
 const FEW: usize = 24;
 
 /// Neighbours that are tried until one is ok.
-const NEIGHBOURS: usize = 12;
+const NEIGHBOURS: usize = 8;
 
 /// How cells are run.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +127,9 @@ impl<'a> Campaign<'a> {
         let wanted = wanted(results, for_a_page);
         let kernels: Vec<&str> = self.setup.matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
         let frontends: Vec<&str> = crate::catalog::frontends().iter().map(|part| part.name).collect();
+        let seen: BTreeMap<&Cell, OutcomeKind> = results.iter().map(|r| (&r.cell, r.outcome.kind)).collect();
+        // A neighbour that is known not to be ok need not be tried: cells of an operating system take their time.
+        let may_be_ok = |cell: &Cell| seen.get(cell).is_none_or(|kind| *kind == OutcomeKind::Ok);
         let tasks: Vec<(usize, Task)> = wanted
             .into_iter()
             .map(|at| {
@@ -134,7 +137,11 @@ impl<'a> Campaign<'a> {
                 let beside = if result.outcome.kind == OutcomeKind::Ok {
                     Vec::new()
                 } else {
-                    neighbours(&result.cell, &kernels, &frontends).into_iter().take(NEIGHBOURS).collect()
+                    neighbours(&result.cell, &kernels, &frontends)
+                        .into_iter()
+                        .filter(may_be_ok)
+                        .take(NEIGHBOURS)
+                        .collect()
                 };
                 let task = self.task(&result.cell, result.seed);
                 (at, Task { explain: Some(beside), hash: false, trace: false, ..task })
@@ -164,29 +171,28 @@ fn wanted(results: &[CellResult], for_a_page: bool) -> Vec<usize> {
     if for_a_page && results.len() <= FEW {
         return (0..results.len()).filter(|&at| ran(&results[at])).collect();
     }
+    // Of each pairing the first ones, and the others as far as there is room.
     let mut of_pairing: BTreeMap<String, usize> = BTreeMap::new();
-    let mut reasons = BTreeSet::new();
-    let mut wanted = Vec::new();
-    let mut red = 0;
-    for (at, result) in results.iter().enumerate().filter(|(_, result)| ran(result)) {
-        let take = match result.verdict {
-            Verdict::Fail => {
-                let count = of_pairing.entry(result.cell.pairing()).or_default();
-                *count += 1;
-                red += 1;
-                *count <= RED_PER_PAIRING && red <= RED
-            }
-            Verdict::Xfail if for_a_page => {
-                let expectation = &result.expectation;
-                reasons.insert((&expectation.reason, &expectation.reference)) && reasons.len() <= EXAMPLES
-            }
-            _ => false,
-        };
-        if take {
-            wanted.push(at);
-        }
+    let (mut red, mut other_red): (Vec<usize>, Vec<usize>) =
+        (0..results.len()).filter(|&at| results[at].verdict == Verdict::Fail && ran(&results[at])).partition(|&at| {
+            let count = of_pairing.entry(results[at].cell.pairing()).or_default();
+            *count += 1;
+            *count <= RED_PER_PAIRING
+        });
+    if for_a_page {
+        red.append(&mut other_red);
     }
-    wanted
+    red.truncate(RED);
+    if for_a_page {
+        let mut reasons = BTreeSet::new();
+        red.extend((0..results.len()).filter(|&at| {
+            let expectation = &results[at].expectation;
+            results[at].verdict == Verdict::Xfail
+                && reasons.len() < EXAMPLES
+                && reasons.insert((&expectation.reason, &expectation.reference))
+        }));
+    }
+    red
 }
 
 /// One result from all runs of a cell, and the trace of the one that it tells of.

@@ -14,7 +14,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// The subcommand that a worker is.
+/// The only argument of a process that is a worker. No command line says so: the runner starts these itself.
 pub const WORKER: &str = "worker";
 
 /// How often somebody who waits for a worker looks whether the run is to stop.

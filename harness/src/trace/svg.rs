@@ -237,7 +237,10 @@ impl Picture {
         };
         for (index, row) in self.rows.iter().enumerate() {
             let here = (self.lanes[&row.lane], row_y(index));
-            let worth_it = |cause: &usize| self.worth_an_arrow(*cause, index) || row.marked && *cause != index;
+            let worth_it = |cause: &usize| {
+                let spawns = self.rows[*cause].spawns;
+                self.worth_an_arrow(*cause, index) || row.marked && *cause != index && !spawns
+            };
             if let Some(cause) = row.cause.filter(worth_it) {
                 let class = if row.marked { "broken" } else { "cause" };
                 arrow(class, (self.lanes[&self.rows[cause].lane], row_y(cause)), (here.0, here.1 - 4));

@@ -89,7 +89,7 @@
     const known = data.details[cell.name];
     const parts = [make('h2', cell.name), make('p', `${cell.outcome}, ${cell.verdict}: ${cell.told}`)];
     parts[0].tabIndex = -1;
-    const command = (known && known.divergence ? 'spinup repro ' : 'spinup trace ') + cell.name + data.repeated
+    const command = (cell.outcome.endsWith(' ok') ? 'spinup trace ' : 'spinup repro ') + cell.name + data.repeated
       + (cell.seed ? ' --seed ' + cell.seed : '');
     const run = make('p');
     const copy = make('button', 'copy', 'plain');
@@ -113,6 +113,9 @@
         image.alt = 'The events of the cell, a lane for each vCPU and layer'
           + (known.divergence ? '; in red: ' + known.divergence.sentence : '');
         frame.append(image);
+        // To where it parts ways.
+        const broken = /<circle class="broken" cx="\d+" cy="(\d+)"/.exec(known.svg);
+        if (broken) image.addEventListener('load', () => { frame.scrollTop = Number(broken[1]) - 160; });
         frame.tabIndex = 0;
         frame.setAttribute('role', 'group');
         frame.setAttribute('aria-label', 'picture of the trace');
