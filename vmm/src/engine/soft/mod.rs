@@ -34,6 +34,7 @@ mod mem;
 mod op;
 mod paging;
 mod segment;
+mod sse;
 mod state;
 mod string;
 mod system;
