@@ -37,7 +37,7 @@ impl Toolchain {
         }
     }
 
-    fn command(&self, sources: &Path) -> Command {
+    pub(crate) fn command(&self, sources: &Path) -> Command {
         let mut command = Command::new(&self.rustc);
         command
             .args(["--edition=2024", "--target", self.target(), self.lints, "--remap-path-prefix"])
@@ -79,7 +79,7 @@ impl Toolchain {
     }
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());

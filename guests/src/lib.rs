@@ -15,6 +15,8 @@
 //!
 //! Another way of starting APs is a file in `freestanding/guests/`, its name in `build/rom.rs`, and a variant of [`Guest`].
 
+pub mod os;
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,10 +1,11 @@
 //! The running machine: what all threads of the process share, and the life of vCPU threads.
 
+use super::gdb::{self, Gdb};
 use super::process::{Process, Run, status};
 use super::{Personality, vm_loop};
-use crate::ApicMode;
 use crate::libvmmapi::{GuestMemory, Vm};
 use crate::pc::Pc;
+use crate::{ApicMode, FrontendOption};
 use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -29,6 +30,10 @@ pub(crate) struct Machine {
     pub(super) pc: Pc,
     pub(super) memory: GuestMemory,
     pub(super) personality: &'static dyn Personality,
+    /// The debug server (`-G`).
+    pub(super) gdb: Option<Gdb>,
+    /// Where the BAR of `+passthru` is mapped.
+    pub(super) bar: Mutex<Option<u64>>,
     /// The vCPUs that have a thread.
     cpumask: Mutex<CpuSet>,
 }
@@ -43,8 +48,9 @@ impl Machine {
         memory: GuestMemory,
         personality: &'static dyn Personality,
     ) -> Arc<Machine> {
-        let cpumask = Mutex::new(CpuSet::EMPTY);
-        Arc::new(Machine { process, vm, apic, vcpus, pc, memory, personality, cpumask })
+        let gdb = process.options.has(FrontendOption::Gdb).then(Gdb::waiting_for_debugger);
+        let (bar, cpumask) = (Mutex::new(None), Mutex::new(CpuSet::EMPTY));
+        Arc::new(Machine { process, vm, apic, vcpus, pc, memory, personality, gdb, bar, cpumask })
     }
 
     /// The part of `fbsdrun_addcpu` that every version begins with: activates the vCPU and notes that it has a thread.
@@ -61,7 +67,8 @@ impl Machine {
     pub(super) fn start_thread(self: &Arc<Machine>, vcpu: i32, start_rip: Option<u64>) {
         let machine = Arc::clone(self);
         self.process.host.spawn(&format!("vcpu {vcpu}"), move || {
-            if let Err(end) = vm_loop::vm_loop(&machine, vcpu, start_rip) {
+            let started = gdb::cpu_add(&machine, vcpu);
+            if let Err(end) = started.and_then(|()| vm_loop::vm_loop(&machine, vcpu, start_rip)) {
                 machine.process.host.end(end);
             }
         });
@@ -85,7 +92,8 @@ impl Machine {
     }
 
     /// `mevent_dispatch`: the main thread has nothing more to do.
-    pub(super) fn mevent_dispatch(&self) -> Run<Infallible> {
+    pub(super) fn mevent_dispatch(self: &Arc<Machine>) -> Run<Infallible> {
+        gdb::start_debugger(self);
         loop {
             self.process.host.wait(MEVENT, None);
         }
@@ -93,6 +101,6 @@ impl Machine {
 }
 
 /// A vCPU's place in a set; those that are no vCPU have none.
-fn index(vcpu: i32) -> usize {
+pub(super) fn index(vcpu: i32) -> usize {
     usize::try_from(vcpu).unwrap_or(usize::MAX)
 }

@@ -11,7 +11,7 @@
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run};
-use super::{Personality, ap, setup};
+use super::{Personality, ap, monitor, setup};
 use crate::Launch;
 use crate::libvmmapi::{Exit, Reason, System, V13_2};
 use std::convert::Infallible;
@@ -37,8 +37,9 @@ impl Personality for Bhyve0bda8d3e {
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
         // spinup_vcpu reads every vCPU's RIP again; this one is not used.
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
         setup::build_tables(&machine, launch.acpi)?;
+        monitor::look(&machine);
         for vcpu in 0..i32::from(cpus.count) {
             spinup_vcpu(&machine, vcpu)?;
         }

@@ -6,10 +6,15 @@
 //! \[inferred] from other code.
 
 mod ap;
+mod bar;
 mod exits;
+mod gdb;
 mod inst_emul;
+mod lazy_ipi_exit;
 mod machine;
 mod main_0bda8d3e;
+mod main_9cc9abf4;
+mod monitor;
 mod process;
 mod setup;
 mod v13_1;
@@ -21,7 +26,8 @@ mod xmsr;
 mod tests;
 
 use crate::libvmmapi::{Exit, System};
-use crate::{Console, Launch};
+use crate::option::Options;
+use crate::{Console, FrontendOption, Launch};
 use exits::Action;
 use machine::Machine;
 use process::{Process, Run};
@@ -37,6 +43,17 @@ pub(crate) trait Personality: Send + Sync {
     /// What it is, in one sentence.
     fn about(&self) -> &'static str;
 
+    /// The options that make sense for it.
+    fn options(&self) -> &'static [FrontendOption] {
+        &[FrontendOption::Monitor, FrontendOption::Gdb, FrontendOption::Passthru]
+    }
+
+    /// Whether an AP that was suspended when its thread began is suspended again when the debugger lets go (a9e4753b4fe2,
+    /// D46196).
+    fn debugger_suspends_aps_again(&self) -> bool {
+        false
+    }
+
     /// `main`, after the command line has been read: it ends with the process.
     fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Infallible>;
 
@@ -48,17 +65,23 @@ pub(crate) trait Personality: Send + Sync {
 }
 
 /// Every version, oldest first.
-pub(crate) const PERSONALITIES: [&dyn Personality; 3] =
-    [&v13_1::Bhyve13_1, &main_0bda8d3e::Bhyve0bda8d3e, &v13_2::Bhyve13_2];
+pub(crate) const PERSONALITIES: [&dyn Personality; 5] = [
+    &v13_1::Bhyve13_1,
+    &main_9cc9abf4::Bhyve9cc9abf4,
+    &main_0bda8d3e::Bhyve0bda8d3e,
+    &v13_2::Bhyve13_2,
+    &lazy_ipi_exit::LazyIpiExit,
+];
 
 /// Runs the process to its end, which is the cell's.
 pub(crate) fn run(
     personality: &'static dyn Personality,
+    options: Options,
     host: &Host,
     system: &Arc<dyn System>,
     launch: &Launch,
     console: &Console,
 ) -> ! {
-    let Err(end) = personality.main(Process::new(host, console), system, launch);
+    let Err(end) = personality.main(Process::new(host, console, options), system, launch);
     host.end(end)
 }

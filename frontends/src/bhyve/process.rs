@@ -4,6 +4,7 @@
 //! the thread's outermost function ends the cell with it.
 
 use crate::Console;
+use crate::option::Options;
 use vmm::abi::Errno;
 use vmm::host::{End, Host};
 use vmm::trace::Event;
@@ -17,6 +18,8 @@ pub(super) mod status {
     pub(in super::super) const VM_RUN_FAILED: i32 = 1;
     /// Most errors.
     pub(in super::super) const ERROR: i32 = 4;
+    /// After the loader that runs before bhyve has failed: of our own, for loaders say 1 or 4 as they like.
+    pub(in super::super) const LOADER: i32 = 64;
     /// `EX_OSERR` of sysexits(3).
     pub(in super::super) const EX_OSERR: i32 = 71;
 }
@@ -34,12 +37,14 @@ pub(super) struct Place {
 pub(crate) struct Process {
     /// The host on which it runs.
     pub(super) host: Host,
+    /// What its command line asks for beside the plain machine.
+    pub(super) options: Options,
     console: Console,
 }
 
 impl Process {
-    pub(super) fn new(host: &Host, console: &Console) -> Process {
-        Process { host: host.clone(), console: console.clone() }
+    pub(super) fn new(host: &Host, console: &Console, options: Options) -> Process {
+        Process { host: host.clone(), options, console: console.clone() }
     }
 
     /// The console of the process.

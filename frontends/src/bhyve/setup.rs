@@ -2,11 +2,12 @@
 //! each puts together in its own order.
 
 use super::Personality;
+use super::bar;
 use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run, status};
 use crate::libvmmapi::{FOUR_GIB, Generation, GuestMemory, System, VM_BOOTROM, Vm};
 use crate::pc::{Pc, acpi, mptable};
-use crate::{ApicMode, Launch};
+use crate::{ApicMode, Boot, FrontendOption, Launch, loader};
 use std::sync::Arc;
 use vmm::abi::{Errno, cap};
 use vmm::engine::Reg;
@@ -60,6 +61,8 @@ pub(super) fn calc_topology(process: &Process, launch: &Launch) -> Run<Cpus> {
 /// `do_open`: makes the VM or takes the one that is there, opens it and tells it the topology. \[read]
 ///
 /// `maxcpus` is 0: no version lets the command line set it, and 13.1's kernel refuses anything else.
+///
+/// A VM without a boot ROM is one that a loader has made; the loader runs first, here.
 pub(super) fn do_open(
     process: &Process,
     system: &Arc<dyn System>,
@@ -67,10 +70,16 @@ pub(super) fn do_open(
     cpus: Cpus,
     generation: &'static dyn Generation,
 ) -> Run<Vm> {
+    if let Boot::Loader(image) = &launch.boot {
+        loader::run(system, &launch.vm_name, launch.memory_bytes, image, generation)
+            .map_err(|failure| process.exit(status::LOADER, &format!("loader: {failure}")))?;
+    }
+    let romboot = matches!(launch.boot, Boot::Rom(_));
     let reinit = match system.vm_create(&launch.vm_name) {
-        Ok(()) => false,
-        // There is always a boot ROM, so the VM is not one that a loader has prepared: it begins anew.
-        Err(Errno::EEXIST) => true,
+        Ok(()) if romboot => false,
+        Ok(()) => return Err(process.exit(status::ERROR, "virtual machine cannot be booted")),
+        // A VM that a loader has prepared stays as it is; with a boot ROM it begins anew.
+        Err(Errno::EEXIST) => romboot,
         Err(errno) => return Err(process.perror("vm_create", errno)),
     };
     let vm = Vm::open(system, &launch.vm_name, generation).map_err(|errno| process.perror("vm_open", errno))?;
@@ -132,11 +141,18 @@ pub(super) fn machine(
     // sci_init
     let _ignored = vm.isa_set_irq_level_triggered(SCI_IRQ);
     // init_pci: the LPC bridge loads the boot ROM.
-    let gpa = map_bootrom(&process, &vm, launch.bootrom.len() as u64)?;
-    assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), &launch.bootrom), "the ROM fits: its size was checked");
+    if let Boot::Rom(rom) = &launch.boot {
+        let gpa = map_bootrom(&process, &vm, rom.len() as u64)?;
+        assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), rom), "the ROM fits: its size was checked");
+    }
 
-    let pc = Pc::new(process.console());
-    Ok(Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality))
+    let with_bar = process.options.has(FrontendOption::Passthru);
+    let pc = Pc::new(process.console(), with_bar);
+    let machine = Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality);
+    if with_bar {
+        bar::init(&machine)?;
+    }
+    Ok(machine)
 }
 
 /// The ACPI interrupt.
@@ -176,9 +192,13 @@ fn map_bootrom(process: &Process, vm: &Vm, len: u64) -> Run<u64> {
     Ok(gpa)
 }
 
-/// The BSP begins at the reset vector: UNRESTRICTED_GUEST and `vcpu_reset`. Returns its RIP. \[read]
-pub(super) fn boot_from_rom(machine: &Machine) -> Run<u64> {
+/// With a boot ROM the BSP begins at the reset vector (UNRESTRICTED_GUEST and `vcpu_reset`), else where the loader set it.
+/// Returns its RIP. \[read]
+pub(super) fn boot(machine: &Machine, boot: &Boot) -> Run<u64> {
     let Machine { process, vm, .. } = machine;
+    if let Boot::Loader(_) = boot {
+        return process.assert_ok(vm.register(BSP, Reg::Rip), MAIN);
+    }
     if vm.set_capability(BSP, cap::UNRESTRICTED_GUEST, 1).is_err() {
         let line = "ROM boot failed: unrestricted guest capability not available";
         return Err(process.exit(status::ERROR, line));

@@ -1,9 +1,10 @@
 //! Each version's calls in order, and its ways to end, against a scripted kernel.
 
-use super::{PERSONALITIES, Personality, run};
+use super::{PERSONALITIES, run};
 use crate::libvmmapi::System;
 use crate::libvmmapi::fake::{FakeKernel, Rules};
-use crate::{ApicMode, Console, Launch, Topology};
+use crate::loader::OsImage;
+use crate::{ApicMode, Boot, Console, Frontend, FrontendOption, Launch, Topology};
 use std::sync::Arc;
 use vmm::abi::{
     Errno, ExitInout, ExitInstEmul, ExitIpi, ExitMsr, ExitSpinupAp, ExitSuspended, ExitVmx, VmExit, exitcode, suspend,
@@ -30,12 +31,8 @@ impl Cell {
     }
 }
 
-fn personality(name: &str) -> &'static dyn Personality {
-    PERSONALITIES.into_iter().find(|personality| personality.name() == name).expect("a frontend")
-}
-
 fn launch(vcpus: u16) -> Launch {
-    Launch::new("guest", vcpus, ApicMode::Xapic, vec![0xf4; 4096])
+    Launch::new("guest", vcpus, ApicMode::Xapic, Boot::Rom(vec![0xf4; 4096].into()))
 }
 
 fn launched(name: &str, rules: Rules, launch: Launch, scripts: Vec<(i32, Vec<VmExit>)>) -> Cell {
@@ -46,8 +43,9 @@ fn launched(name: &str, rules: Rules, launch: Launch, scripts: Vec<(i32, Vec<VmE
     }
     let console = Console::new();
     let system: Arc<dyn System> = Arc::new(kernel.clone());
-    let (personality, task_host, task_console) = (personality(name), host.clone(), console.clone());
-    let finished = host.run("bhyve", move || run(personality, &task_host, &system, &launch, &task_console));
+    let Frontend { personality, options } = name.parse().expect("a frontend");
+    let (task_host, task_console) = (host.clone(), console.clone());
+    let finished = host.run("main", move || run(personality, options, &task_host, &system, &launch, &task_console));
     Cell { end: finished.end, kernel, console, trace: finished.trace }
 }
 
@@ -193,6 +191,116 @@ fn f3_activates_every_vcpu_and_suspends_the_aps() {
 }
 
 #[test]
+fn f2_is_eager_without_ipi_exit_and_resumes_on_spinup_ap() {
+    let cell = cell("bhyve-9cc9abf4", 2, vec![(0, vec![spinup_ap(1, 0x8000)])]);
+    let spinup = |vcpu: i32| {
+        [
+            sequence(&[&[&format!("VM_GET_REGISTER {vcpu} Rip")]]),
+            capabilities(vcpu),
+            sequence(&[&[&format!("VM_SET_CAPABILITY {vcpu} UNRESTRICTED_GUEST"), &format!("VM_ACTIVATE_CPU {vcpu}")]]),
+        ]
+        .concat()
+    };
+    let expected = [
+        sequence(&[OPEN]),
+        capabilities(0),
+        sequence(&[MEMORY_AND_DEVICES, ROM_AND_TABLES]),
+        spinup(0),
+        spinup(1),
+        sequence(&[&["VM_SUSPEND_CPU 1", "VM_GET_CPUS", "registers of 0", "VM_RUN 0"]]),
+        sequence(&[&["registers of 1", "VM_GET_SEGMENT_DESCRIPTOR 1 Cs", "registers of 1", "VM_RESUME_CPU 1"]]),
+        sequence(&[&["VM_RUN 0", "VM_GET_CPUS", "registers of 1", "VM_RUN 1"]]),
+    ];
+    assert_calls(&cell, &expected);
+    assert_eq!(cell.kernel.register(1, Reg::R8), None, "the old vcpu_reset");
+    let told = self::cell("bhyve-9cc9abf4", 2, vec![(0, vec![ipi(INIT, &[1])])]);
+    assert_eq!(told.stderr(), "vm_loop: unexpected exitcode 0x18");
+}
+
+#[test]
+fn f10_is_lazy_with_ipi_exit() {
+    let script = vec![ipi(STARTUP, &[1]), ipi(INIT, &[1]), ipi(STARTUP, &[1])];
+    let cell = cell("lazy-ipi-exit", 2, vec![(0, script)]);
+    let calls = cell.kernel.calls();
+    let of = |wanted: &str| calls.iter().filter(|call| call.starts_with(wanted)).cloned().collect::<Vec<_>>();
+    assert_eq!(of("VM_ACTIVATE_CPU"), ["VM_ACTIVATE_CPU 0", "VM_ACTIVATE_CPU 1"], "once, when it is started");
+    let of_ap = of("VM_ACTIVATE_CPU 1").len() + of("VM_SUSPEND_CPU 1").len() + of("VM_RESUME_CPU 1").len();
+    assert_eq!(of_ap, 3, "INIT and the second STARTUP find it active");
+    let first_run = calls.iter().position(|call| call == "VM_RUN 0").expect("it runs");
+    assert!(calls[..first_run].contains(&"VM_SET_CAPABILITY 0 IPI_EXIT".to_owned()));
+    assert!(!calls[..first_run].iter().any(|call| call.contains(" 1 IPI_EXIT")));
+    let without = launched("lazy-ipi-exit", Rules { ipi_exit: false, ..Rules::default() }, launch(2), vec![]);
+    assert!(without.called("VM_RUN 0"), "it is not asserted");
+}
+
+/// What was called before the first VM_RUN, and from there on.
+fn around_first_run(cell: &Cell) -> (Vec<String>, Vec<String>) {
+    let calls = cell.kernel.calls();
+    let at = calls.iter().position(|call| call.starts_with("VM_RUN")).expect("it runs");
+    (calls[..at].to_vec(), calls[at..].to_vec())
+}
+
+#[test]
+fn a_monitor_reads_every_vcpu_before_the_first_run_and_activates_none() {
+    for frontend in Frontend::all().filter(|frontend| frontend.offered().contains(&FrontendOption::Monitor)) {
+        let with = cell(&format!("{}+monitor", frontend.name()), 2, vec![]);
+        let without = cell(frontend.name(), 2, vec![]);
+        let (mut before, after) = around_first_run(&with);
+        let opened = before.iter().rposition(|call| call == "open guest").expect("the monitor opens the VM");
+        for vcpu in 0..2 {
+            let reads = before.iter().position(|call| *call == format!("VM_STATS {vcpu}")).expect("it is read");
+            let touched = ["Rip", "Rflags", "Cr0"].map(|reg| format!("VM_GET_REGISTER {vcpu} {reg}"));
+            assert_eq!(before[reads - 3..reads], touched, "{}", frontend.name());
+            before.drain(reads - 4..=reads);
+        }
+        assert!(opened > 2);
+        let (expected_before, expected_after) = around_first_run(&without);
+        assert_eq!((before, after), (expected_before, expected_after), "{}: nothing else changes", frontend.name());
+    }
+}
+
+#[test]
+fn a_debugger_holds_every_vcpu_and_lets_all_go() {
+    for frontend in Frontend::all().filter(|frontend| frontend.offered().contains(&FrontendOption::Gdb)) {
+        let cell = cell(&format!("{}+gdb", frontend.name()), 2, vec![]);
+        let (before, after) = around_first_run(&cell);
+        let all = before.iter().position(|call| call == "VM_SUSPEND_CPU -1").expect("it suspends all");
+        assert_eq!(before[all + 1], "VM_RESUME_CPU -1", "{}", frontend.name());
+        let lazy = frontend.name() == "bhyve-13.1";
+        assert_eq!(after.contains(&"VM_RUN 1".to_owned()), !lazy, "{after:?}");
+        let suspensions = |calls: &[String]| calls.iter().filter(|call| *call == "VM_SUSPEND_CPU 1").count();
+        let again = suspensions(&before[all..]) + suspensions(&after);
+        assert_eq!(again > 0, frontend.personality.debugger_suspends_aps_again(), "{}", frontend.name());
+    }
+}
+
+#[test]
+fn a_bar_that_the_guest_moves_is_mapped_elsewhere() {
+    let select = out(4, 0xcf8, 1 << 31 | 5 << 11 | 0x10);
+    let script = || vec![(0, vec![select, out(4, 0xcfc, 0xc200_0000), out(4, 0xcfc, 0xfff0_0000)])];
+    for frontend in Frontend::all().filter(|frontend| frontend.offered().contains(&FrontendOption::Passthru)) {
+        let with = cell(&format!("{}+passthru", frontend.name()), 1, script());
+        let calls = with.kernel.calls();
+        let maps: Vec<_> = calls.iter().filter(|call| call.contains("MAP_MEMSEG 0x")).map(String::as_str).collect();
+        let bar = |at: &str| format!("VM_MMAP_MEMSEG {at} = segment 2 + 0x0, 0x1000 bytes, prot 3");
+        let expected = [
+            &bar("0xc1000000"),
+            "VM_MUNMAP_MEMSEG 0xc1000000 0x1000",
+            &bar("0xc2000000"),
+            "VM_MUNMAP_MEMSEG 0xc2000000 0x1000",
+            &bar("0xfff00000"),
+        ];
+        assert_eq!(maps[maps.len() - expected.len()..], expected, "{}", frontend.name());
+        let without = cell(frontend.name(), 1, script());
+        assert!(!without.kernel.calls().iter().any(|call| call.contains("segment 2")), "{}", frontend.name());
+    }
+    let rules = Rules { failing: vec![("VM_MMAP_MEMSEG 0xc2000000", Errno::EEXIST)], ..Rules::default() };
+    let refused = launched("bhyve-13.2+passthru", rules, launch(1), script());
+    assert_eq!(refused.stderr(), "pci_fbuf: mmap_memseg failed");
+    assert!(!refused.called("VM_MUNMAP_MEMSEG 0xc2000000 0x1000"), "what was not mapped is not unmapped");
+}
+
+#[test]
 fn f4_asserts_ipi_exit_before_memory_and_leaves_rip_alone() {
     let cell = cell("bhyve-13.2", 2, vec![]);
     let expected = [
@@ -247,6 +355,54 @@ fn a_vm_that_is_there_is_begun_anew() {
         let busy = Rules { failing: vec![("VM_REINIT", Errno::EBUSY)], ..rules };
         let cell = launched(personality.name(), busy, launch(1), vec![]);
         assert_eq!((&cell.end, &*cell.stderr()), (&End::Exit(4), "vm_reinit: Device busy"));
+    }
+}
+
+/// A program that a loader can load: an ELF header and one segment.
+fn os_image() -> Arc<OsImage> {
+    let mut kernel = vec![0; 64 + 56];
+    kernel[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    kernel[18] = 62;
+    kernel[24..32].copy_from_slice(&0x20_0000_u64.to_le_bytes());
+    kernel[32] = 64;
+    kernel[54] = 56;
+    kernel[56] = 1;
+    kernel[64] = 1;
+    kernel[64 + 24..64 + 32].copy_from_slice(&0x20_0000_u64.to_le_bytes());
+    kernel[64 + 32] = 16;
+    kernel[64 + 40] = 16;
+    Arc::new(OsImage { kernel: kernel.into(), initrd: None, cmdline: String::new(), protocol: None })
+}
+
+#[test]
+fn a_vm_that_a_loader_made_is_run_as_it_is() {
+    for personality in PERSONALITIES {
+        let launch = Launch { boot: Boot::Loader(os_image()), ..launch(1) };
+        let poweroff = VmExit::new(exitcode::SUSPENDED, &ExitSuspended { how: suspend::POWEROFF });
+        let cell = launched(personality.name(), Rules::default(), launch, vec![(0, vec![poweroff])]);
+        assert_eq!(cell.end, End::Exit(1), "{}", personality.name());
+        let calls = cell.kernel.calls();
+        let begins: Vec<&String> =
+            calls.iter().filter(|call| call.starts_with("create") || call.starts_with("open")).collect();
+        assert_eq!(begins, ["create guest", "open guest", "create guest", "open guest"], "loader and bhyve");
+        assert!(!cell.called("VM_REINIT"));
+        assert!(
+            !calls.iter().any(|call| call.starts_with("VM_MMAP_MEMSEG") && call.contains("segment 1")),
+            "no boot ROM"
+        );
+        assert_eq!(cell.kernel.register(0, Reg::Rip), Some(0x20_0000), "{}", personality.name());
+        assert_eq!(cell.kernel.base(0, Reg::Cs), Some(0));
+    }
+}
+
+#[test]
+fn a_loader_that_fails_ends_the_cell() {
+    for personality in PERSONALITIES {
+        let image = OsImage { kernel: Arc::from(*b"no kernel"), ..(*os_image()).clone() };
+        let launch = Launch { boot: Boot::Loader(Arc::new(image)), ..launch(1) };
+        let cell = launched(personality.name(), Rules::default(), launch, vec![]);
+        let said = "loader: The file is neither a bzImage nor an ELF program for x86.";
+        assert_eq!((&cell.end, &*cell.stderr()), (&End::Exit(64), said));
     }
 }
 
@@ -335,7 +491,7 @@ fn boot_roms_have_whole_pages() {
     for (len, message) in
         [(100, "Invalid bootrom size 100"), (5000, "Bootrom size 5000 is not a multiple of the page size")]
     {
-        let launch = Launch { bootrom: vec![0; len].into(), ..launch(1) };
+        let launch = Launch { boot: Boot::Rom(vec![0; len].into()), ..launch(1) };
         let cell = launched("bhyve-13.1", Rules::default(), launch, vec![]);
         assert_eq!(cell.end, End::Exit(4));
         assert_eq!(cell.console.stderr()[0], message);
@@ -424,7 +580,7 @@ fn the_bsp_waits_for_the_aps_and_says_why_it_ends() {
     let poweroff = out(2, 0x404, 5 << 10 | 1 << 13);
     for personality in PERSONALITIES {
         let start = match personality.name() {
-            "bhyve-13.1" => spinup_ap(1, 0x8000),
+            "bhyve-13.1" | "bhyve-9cc9abf4" => spinup_ap(1, 0x8000),
             _ => ipi(STARTUP, &[1]),
         };
         // The AP powers the machine off, after the BSP has gone back to the guest.

@@ -14,7 +14,7 @@
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run};
-use super::{Personality, ap, setup};
+use super::{Personality, ap, monitor, setup};
 use crate::Launch;
 use crate::libvmmapi::{Exit, Reason, System, V13_1};
 use std::convert::Infallible;
@@ -42,8 +42,9 @@ impl Personality for Bhyve13_1 {
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         // Step 5.
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        let rip = setup::boot_from_rom(&machine)?;
+        let rip = setup::boot(&machine, &launch.boot)?;
         setup::build_tables(&machine, launch.acpi)?;
+        monitor::look(&machine);
         // Step 6.
         add_cpu(&machine, BSP, BSP, rip)?;
         machine.mevent_dispatch()
@@ -71,7 +72,7 @@ impl Personality for Bhyve13_1 {
 }
 
 /// `fbsdrun_addcpu(fromcpu, newcpu, rip)`.
-fn add_cpu(machine: &Arc<Machine>, from: i32, vcpu: i32, rip: u64) -> Run<()> {
+pub(super) fn add_cpu(machine: &Arc<Machine>, from: i32, vcpu: i32, rip: u64) -> Run<()> {
     const PLACE: Place = Place { function: "fbsdrun_addcpu", file: "bhyverun.c" };
     machine.process.assert(from == BSP, "fromcpu == BSP", PLACE)?;
     machine.activate(vcpu)?;

@@ -1,11 +1,13 @@
 //! A vCPU's thread: VM_RUN, the personality's handler, the action that it asks for.
 
+use super::bar;
 use super::exits::Action;
+use super::gdb;
 use super::inst_emul::{self, Failure};
 use super::machine::{BSP, Machine};
 use super::process::{Place, Run, status};
 use super::xmsr;
-use crate::libvmmapi::Exit;
+use crate::libvmmapi::{Exit, Reason};
 use crate::pc::{Effect, Inout, pm};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -14,6 +16,9 @@ use vmm::cpuset::CpuSet;
 use vmm::engine::Reg;
 use vmm::host::End;
 use vmm::trace::Event;
+
+/// In the place of a port for accesses to memory, none of which suspends the VM.
+const NO_PORT: u16 = 0;
 
 /// `vm_loop`: runs the vCPU until its thread ends (`Ok`) or the process does (`Err`).
 pub(super) fn vm_loop(machine: &Arc<Machine>, vcpu: i32, start_rip: Option<u64>) -> Run<()> {
@@ -28,6 +33,9 @@ pub(super) fn vm_loop(machine: &Arc<Machine>, vcpu: i32, start_rip: Option<u64>)
         let exit = vm.run(vcpu).map_err(|errno| {
             process.exit(status::VM_RUN_FAILED, &format!("vm_run error -1, errno {}", errno.number()))
         })?;
+        if exit.reason == Reason::Debug {
+            gdb::cpu_suspend(machine, vcpu);
+        }
         let action = personality.handle(vcpu, &exit);
         if perform(machine, vcpu, &exit, action)?.is_break() {
             return Ok(());
@@ -104,25 +112,34 @@ fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, eax: u32) -> 
         let line = format!("Unhandled {direction}{width} {:#06x} at {:#x}", access.port, exit.rip);
         return Err(abort(machine, exit, &[line]));
     };
-    match reaction.effect {
-        None => {}
-        // lpc_uart_intr_assert does not look at the result.
-        Some(Effect::PulseIrq(irq)) => drop(vm.isa_pulse_irq(irq.into())),
-        Some(Effect::Suspend(how)) => match vm.suspend(how) {
-            Ok(()) | Err(Errno::EALREADY) => {}
-            Err(_) => {
-                let place = suspending_handler(access.port);
-                return Err(process.assertion_failed("error == 0 || errno == EALREADY", place));
-            }
-        },
-        Some(Effect::Report(report)) => {
-            process.host.emit(u16::try_from(vcpu).ok(), Event::Report(report));
-        }
+    if let Some(effect) = reaction.effect {
+        carry_out(machine, vcpu, effect, access.port)?;
     }
     if access.data.is_none() {
         let mask = u32::MAX >> (32 - 8 * u32::from(access.bytes));
         let eax = eax & !mask | reaction.value & mask;
         process.assert_ok(vm.set_register(vcpu, Reg::Rax, eax.into()), PLACE)?;
+    }
+    Ok(())
+}
+
+/// What a device wants done outside itself after an access to `port`.
+fn carry_out(machine: &Machine, vcpu: i32, effect: Effect, port: u16) -> Run<()> {
+    let Machine { process, vm, .. } = machine;
+    match effect {
+        // lpc_uart_intr_assert does not look at the result.
+        Effect::PulseIrq(irq) => drop(vm.isa_pulse_irq(irq.into())),
+        Effect::Suspend(how) => match vm.suspend(how) {
+            Ok(()) | Err(Errno::EALREADY) => {}
+            Err(_) => {
+                let place = suspending_handler(port);
+                return Err(process.assertion_failed("error == 0 || errno == EALREADY", place));
+            }
+        },
+        Effect::MoveBar { to } => bar::move_to(machine, to),
+        Effect::Report(report) => {
+            process.host.emit(u16::try_from(vcpu).ok(), Event::Report(report));
+        }
     }
     Ok(())
 }
@@ -167,8 +184,10 @@ fn inject_gp(machine: &Machine, vcpu: i32) -> Run<()> {
 /// `vmexit_inst_emul`.
 fn emulate_instruction(machine: &Machine, vcpu: i32, exit: &Exit, inst_emul: &ExitInstEmul) -> Run<()> {
     let Machine { vm, pc, .. } = machine;
-    let Err(failure) = inst_emul::emulate(vm, pc, vcpu, exit.rip, inst_emul) else {
-        return Ok(());
+    let failure = match inst_emul::emulate(vm, pc, vcpu, exit.rip, inst_emul) {
+        Ok(None) => return Ok(()),
+        Ok(Some(effect)) => return carry_out(machine, vcpu, effect, NO_PORT),
+        Err(failure) => failure,
     };
     let mut lines = Vec::new();
     if failure == Failure::Unhandled {

@@ -146,8 +146,10 @@ impl SharedMemory for FakeMemory {
 
 impl System for FakeKernel {
     fn vm_create(&self, name: &str) -> Result<(), Errno> {
-        self.call(format!("create {name}"))?;
-        if self.rules.name_taken { Err(Errno::EEXIST) } else { Ok(()) }
+        let line = format!("create {name}");
+        let taken = self.rules.name_taken || self.state.lock().log.contains(&line);
+        self.call(line)?;
+        if taken { Err(Errno::EEXIST) } else { Ok(()) }
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno> {
@@ -232,6 +234,12 @@ impl DeviceFile for FakeKernel {
                 let mut state = self.state.lock();
                 let vcpu = vcpuid as usize;
                 match request {
+                    abi::VM_SUSPEND_CPU if vcpuid == -1 => state.debug = state.active,
+                    abi::VM_RESUME_CPU if vcpuid == -1 => {
+                        state.debug = CpuSet::EMPTY;
+                        drop(state);
+                        self.host.wake(CHANGED);
+                    }
                     abi::VM_ACTIVATE_CPU if !state.active.insert(vcpu) => return Err(Errno::EBUSY),
                     abi::VM_ACTIVATE_CPU => {}
                     _ if !state.active.contains(vcpu) => return Err(Errno::EINVAL),
@@ -254,7 +262,9 @@ impl DeviceFile for FakeKernel {
             abi::VM_GET_CPUS => {
                 let head: abi::VmCpuset = read(argument);
                 self.call(name.to_owned())?;
-                write(&mut argument[head.cpus as usize..], &self.state.lock().active.words());
+                let state = self.state.lock();
+                let set = if head.which == 0 { state.active } else { state.debug };
+                write(&mut argument[head.cpus as usize..], &set.words());
             }
             abi::VM_GET_MEMSEG | abi::VM_ALLOC_MEMSEG => {
                 let segment: abi::VmMemseg = read(argument);
@@ -274,6 +284,14 @@ impl DeviceFile for FakeKernel {
                 let map: abi::VmMemmap = read(argument);
                 let abi::VmMemmap { gpa, segid, segoff, len, prot, .. } = map;
                 self.call(format!("{name} {gpa:#x} = segment {segid} + {segoff:#x}, {len:#x} bytes, prot {prot}"))?;
+            }
+            abi::VM_MUNMAP_MEMSEG => {
+                let abi::VmMunmap { gpa, len } = read(argument);
+                self.call(format!("{name} {gpa:#x} {len:#x}"))?;
+            }
+            abi::VM_STATS => {
+                let stats: abi::VmStats = read(argument);
+                self.call(format!("{name} {}", stats.cpuid))?;
             }
             abi::VM_INJECT_EXCEPTION => {
                 let abi::VmException { cpuid, vector, restart_instruction, .. } = read(argument);

@@ -29,10 +29,14 @@ use zerocopy::{FromBytes, IntoBytes};
 const VM_SYSMEM: i32 = 0;
 /// `VM_BOOTROM`: the memory segment of the boot ROM.
 pub(crate) const VM_BOOTROM: i32 = 1;
+/// `VM_FRAMEBUFFER`: the memory segment of a frame buffer, here of the BAR that the guest can move.
+pub(crate) const VM_FRAMEBUFFER: i32 = 2;
+/// The vCPU number that stands for all of them in VM_SUSPEND_CPU and VM_RESUME_CPU.
+const ALL_CPUS: i32 = -1;
 /// `PROT_READ | PROT_WRITE | PROT_EXEC`.
 const PROT_ALL: i32 = 7;
 /// Where guest RAM below 4 GiB ends at the latest (`lowmem_limit`).
-const LOWMEM_LIMIT: u64 = 3 << 30;
+pub(crate) const LOWMEM_LIMIT: u64 = 3 << 30;
 /// 4 GiB.
 pub(crate) const FOUR_GIB: u64 = 4 << 30;
 
@@ -93,6 +97,11 @@ impl Vm {
     pub(crate) fn open(system: &Arc<dyn System>, name: &str, generation: &'static dyn Generation) -> Result<Vm, Errno> {
         let file = system.open(name)?;
         Ok(Vm { name: name.to_owned(), system: Arc::clone(system), file, generation })
+    }
+
+    /// `vm_open` of the same VM by another process.
+    pub(crate) fn reopened(&self) -> Result<Vm, Errno> {
+        Vm::open(&self.system, &self.name, self.generation)
     }
 
     fn ioctl<T: IntoBytes + FromBytes>(&self, request: Request, mut argument: T) -> Result<T, Errno> {
@@ -169,6 +178,11 @@ impl Vm {
         self.ioctl(abi::VM_MMAP_MEMSEG, wanted).map(drop)
     }
 
+    /// `vm_munmap_memseg`: takes away one mapping, whole.
+    pub(crate) fn munmap_memseg(&self, gpa: u64, len: u64) -> Result<(), Errno> {
+        self.ioctl(abi::VM_MUNMAP_MEMSEG, abi::VmMunmap { gpa, len }).map(drop)
+    }
+
     // -- vCPUs ----------------------------------------------------------------------------------------------------------
 
     /// `vm_run`.
@@ -191,16 +205,44 @@ impl Vm {
         self.ioctl(abi::VM_RESUME_CPU, abi::VmActivateCpu { vcpuid: vcpu }).map(drop)
     }
 
+    /// `vm_suspend_all_cpus`: the debug set becomes the active one.
+    pub(crate) fn suspend_all_cpus(&self) -> Result<(), Errno> {
+        self.suspend_cpu(ALL_CPUS)
+    }
+
+    /// `vm_resume_all_cpus`: the debug set becomes empty.
+    pub(crate) fn resume_all_cpus(&self) -> Result<(), Errno> {
+        self.resume_cpu(ALL_CPUS)
+    }
+
     /// `vm_active_cpus`.
     pub(crate) fn active_cpus(&self) -> Result<CpuSet, Errno> {
+        const VM_ACTIVE_CPUS: i32 = 0;
+        self.cpus(VM_ACTIVE_CPUS)
+    }
+
+    /// `vm_debug_cpus`: those that are suspended one by one or all together.
+    pub(crate) fn debug_cpus(&self) -> Result<CpuSet, Errno> {
+        const VM_DEBUG_CPUS: i32 = 2;
+        self.cpus(VM_DEBUG_CPUS)
+    }
+
+    /// `vm_get_cpus`.
+    fn cpus(&self, which: i32) -> Result<CpuSet, Errno> {
         const HEAD: usize = size_of::<abi::VmCpuset>();
         const SET: usize = size_of::<[u64; 4]>();
-        let head = abi::VmCpuset { which: 0, cpusetsize: SET as i32, cpus: HEAD as u64 };
+        let head = abi::VmCpuset { which, cpusetsize: SET as i32, cpus: HEAD as u64 };
         let mut argument = [0; HEAD + SET];
         argument[..HEAD].copy_from_slice(head.as_bytes());
         self.file.ioctl(abi::VM_GET_CPUS, &mut argument)?;
         let words = <[u64; 4]>::read_from_bytes(&argument[HEAD..]).expect("SET bytes are left behind HEAD");
         Ok(CpuSet::from_words(words))
+    }
+
+    /// `vm_get_stats`: the counters of a vCPU.
+    pub(crate) fn stats(&self, vcpu: i32) -> Result<Vec<u64>, Errno> {
+        let stats = self.ioctl(abi::VM_STATS, abi::VmStats { cpuid: vcpu, ..abi::VmStats::default() })?;
+        Ok(stats.statbuf.into_iter().take(usize::try_from(stats.num_entries).unwrap_or(0)).collect())
     }
 
     /// `vm_set_capability`.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod guests;
 mod list;
 mod repro;
 mod run;
@@ -11,9 +12,9 @@ use crate::matrix::{Matrix, Selection};
 use crate::pattern::Pattern;
 use crate::report::paint::{RED, paint};
 use crate::run::{CellRun, Engines, Setup, run_cell};
+use ::guests::MAX_CPUS;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use frontends::ApicMode;
-use guests::MAX_CPUS;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +48,8 @@ enum Command {
     Diff(trace::DiffArgs),
     /// Run a known regression, or any cell that is not ok, beside its good side and print where they part ways
     Repro(repro::ReproArgs),
+    /// Fetch the kernels of operating systems that are guests
+    Guests(guests::GuestsArgs),
 }
 
 /// Options of everything that knows the matrix.
@@ -205,6 +208,7 @@ pub fn main() -> u8 {
         Command::Trace(args) => trace::trace(&args),
         Command::Diff(args) => trace::diff(&args),
         Command::Repro(args) => repro::repro(&args),
+        Command::Guests(args) => guests::guests(&args),
     };
     match done {
         Ok(status) => status,
@@ -297,7 +301,7 @@ mod tests {
     fn help_reads_well() {
         let mut command = Cli::command().term_width(110);
         let mut help = command.render_long_help().to_string();
-        for name in ["run", "list", "show", "trace", "diff", "repro"] {
+        for name in ["run", "list", "show", "trace", "diff", "repro", "guests"] {
             let subcommand = command.find_subcommand_mut(name).expect("a subcommand");
             help.push_str(&format!("\n---- {name} ----\n{}", subcommand.render_help()));
         }

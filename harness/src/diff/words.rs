@@ -13,6 +13,7 @@ pub(super) fn did(record: &Record) -> String {
     };
     match &record.event {
         Event::Report(_) => format!("let the {}", describe(&record.event).replacen("guest: ", "guest report: ", 1)),
+        Event::Milestone { name, .. } => format!("let its guest come to `{name}`"),
         Event::FirstInstruction { cs, ip } => format!("let it run its first instruction at {cs:04x}:{ip:04x}"),
         Event::TripleFault => "ran it into a triple fault".into(),
         Event::Unimplemented { .. } => format!("met what {}", describe(&record.event)),

@@ -117,6 +117,8 @@ pub(super) struct File {
     #[serde(default)]
     pub kernel: Vec<KernelTable>,
     #[serde(default)]
+    pub guest: Vec<GuestTable>,
+    #[serde(default)]
     pub include: Vec<Spanned<CellsTable>>,
     #[serde(default)]
     pub exclude: Vec<Spanned<CellsTable>>,
@@ -139,7 +141,7 @@ pub(super) struct AxesTable {
 }
 
 /// `[limits]`: how long a cell may take.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitsTable {
     pub soft: LimitTable,
@@ -165,6 +167,32 @@ pub(super) struct KernelTable {
     #[serde(default)]
     pub without: Option<Spanned<Vec<String>>>,
     pub about: String,
+}
+
+/// `[[guest]]`: an operating system.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuestTable {
+    pub name: Spanned<String>,
+    pub about: String,
+    /// A package that `spinup guests fetch` fetches, or a path.
+    pub kernel: Spanned<String>,
+    /// An initial RAM disk that spinup makes, or a path.
+    pub initrd: Option<Spanned<String>>,
+    pub cmdline: String,
+    pub memory_mib: Spanned<u32>,
+    pub protocol: Option<Spanned<String>>,
+    pub limits: LimitsTable,
+    #[serde(default)]
+    pub milestones: Vec<MilestoneTable>,
+}
+
+/// A line of a guest's console.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MilestoneTable {
+    pub name: String,
+    pub line: Pattern,
 }
 
 /// Which cells: the table of `[[include]]`, `[[exclude]]` and of `match` in `[[expect]]`. A key left out stands for every

@@ -2,15 +2,17 @@
 //! matrix.toml, of which a copy is built in.
 
 mod file;
+mod guest;
 pub mod verdict;
 
 pub use file::ConfigError;
+pub use guest::{Milestone, OsGuest};
 
 use crate::catalog;
 use crate::cell::{Cell, EngineKind, is_name};
 use crate::outcome::OutcomeKind;
 use crate::pattern::{Pattern, did_you_mean, nearest};
-use file::{CellsTable, KernelTable, LimitTable, LimitsTable, OneOrMany, RegressionTable, Source};
+use file::{CellsTable, GuestTable, KernelTable, LimitTable, LimitsTable, OneOrMany, RegressionTable, Source};
 use frontends::ApicMode;
 use guests::MAX_CPUS;
 use std::collections::BTreeSet;
@@ -186,6 +188,7 @@ pub struct Matrix {
     axes: Axes,
     limits: Limits,
     kernels: Vec<KernelVersion>,
+    os_guests: Vec<OsGuest>,
     includes: Vec<CellMatch>,
     excludes: Vec<CellMatch>,
     rules: Vec<Rule>,
@@ -219,7 +222,8 @@ impl Matrix {
         let source = Source { name, text };
         let file = source.parse()?;
         let kernels = known_kernels(source, &file.kernel)?;
-        let names = Names::new(&kernels);
+        let os_guests = os_guests(source, &file.guest)?;
+        let names = Names::new(&kernels, &os_guests);
         let axes = Axes {
             kernels: axis(source, "axes.kernels", &file.axes.kernels, |name| names.check_kernel(name))?,
             frontends: axis(source, "axes.frontends", &file.axes.frontends, |name| names.check_frontend(name))?,
@@ -233,6 +237,7 @@ impl Matrix {
             axes,
             limits: Limits { soft, kvm },
             kernels: kernels.clone(),
+            os_guests: os_guests.clone(),
             includes: Vec::new(),
             excludes: Vec::new(),
             rules: Vec::new(),
@@ -360,6 +365,23 @@ impl Matrix {
         self.kernels.iter().find(|kernel| &*kernel.name == name)
     }
 
+    /// The operating systems that this matrix describes.
+    #[must_use]
+    pub fn os_guests(&self) -> &[OsGuest] {
+        &self.os_guests
+    }
+
+    /// The operating system with this name.
+    #[must_use]
+    pub fn os_guest(&self, name: &str) -> Option<&OsGuest> {
+        self.os_guests.iter().find(|guest| guest.name == name)
+    }
+
+    /// The names of all guests: the bare-metal ones, then the operating systems.
+    fn guest_names(&self) -> Vec<&str> {
+        guest_names(&self.os_guests)
+    }
+
     /// The known regressions.
     #[must_use]
     pub fn regressions(&self) -> &[Regression] {
@@ -375,9 +397,13 @@ impl Matrix {
     /// How long a cell may take: in virtual time on `soft`, in real time on `kvm`.
     #[must_use]
     pub fn limit(&self, cell: &Cell) -> Duration {
+        let Limits { soft, kvm } = match self.os_guest(&cell.guest) {
+            Some(guest) => Limits { soft: guest.soft, kvm: guest.kvm },
+            None => self.limits,
+        };
         let LimitTable { base_ms, per_cpu_ms } = match cell.engine {
-            EngineKind::Soft => self.limits.soft,
-            EngineKind::Kvm => self.limits.kvm,
+            EngineKind::Soft => soft,
+            EngineKind::Kvm => kvm,
         };
         Duration::from_millis(u64::from(base_ms) + u64::from(per_cpu_ms) * u64::from(cell.cpus))
     }
@@ -393,7 +419,7 @@ impl Matrix {
     /// # Errors
     /// A sentence with the name that does not and the nearest that does, or with the number of vCPUs that would do.
     pub fn check_cell(&self, cell: &Cell) -> Result<(), String> {
-        Names::new(&self.kernels).check_cell(cell)
+        Names::new(&self.kernels, &self.os_guests).check_cell(cell)
     }
 
     /// Every cell of the matrix: the product of its axes, what it includes, without what it excludes.
@@ -409,7 +435,7 @@ impl Matrix {
     pub fn select(&self, selection: &Selection) -> Result<Vec<Cell>, SelectError> {
         let kernels: Vec<&str> = self.kernels.iter().map(|kernel| &*kernel.name).collect();
         let frontends: Vec<&str> = catalog::frontends().iter().map(|part| part.name).collect();
-        let guests: Vec<&str> = catalog::guests().iter().map(|part| part.name).collect();
+        let guests = self.guest_names();
         let Selection { apic, cpus, engines, filters, .. } = selection;
         let axes = Axes {
             kernels: chosen("kernel", &selection.kernels, &kernels, &self.axes.kernels)?,
@@ -476,11 +502,11 @@ impl Matrix {
                     .collect(),
             }
         }
-        let (frontends, guests) = (catalog::frontends(), catalog::guests());
+        let (frontends, guests) = (catalog::frontends(), self.guest_names());
         let axes = Axes {
             kernels: all(&include.kernel, self.kernels.iter().map(|kernel| &*kernel.name), &self.axes.kernels),
             frontends: all(&include.frontend, frontends.iter().map(|part| part.name), &self.axes.frontends),
-            guests: all(&include.guest, guests.iter().map(|part| part.name), &self.axes.guests),
+            guests: all(&include.guest, guests.iter().copied(), &self.axes.guests),
             apic: match &include.apic {
                 None => self.axes.apic.clone(),
                 Some(patterns) => matching(patterns, &ApicMode::ALL, |apic| apic.name()),
@@ -572,6 +598,21 @@ fn known_kernels(source: Source<'_>, what_ifs: &[KernelTable]) -> Result<Vec<Ker
     Ok(kernels)
 }
 
+/// The operating systems, each with a name of its own.
+fn os_guests(source: Source<'_>, tables: &[GuestTable]) -> Result<Vec<OsGuest>, ConfigError> {
+    let mut guests: Vec<OsGuest> = Vec::new();
+    for table in tables {
+        let guest = OsGuest::parse(source, table, |name| guest_names(&guests).contains(&name))?;
+        guests.push(guest);
+    }
+    Ok(guests)
+}
+
+fn guest_names(os_guests: &[OsGuest]) -> Vec<&str> {
+    let bare_metal = catalog::guests().into_iter().map(|part| part.name);
+    bare_metal.chain(os_guests.iter().map(|guest| guest.name.as_str())).collect()
+}
+
 /// An axis: not empty, no value twice, each one known.
 fn axis<T: Clone + PartialEq, U>(
     source: Source<'_>,
@@ -617,15 +658,15 @@ fn check_cpus(&cpus: &u16) -> Result<u16, String> {
 struct Names<'a> {
     kernels: Vec<&'a str>,
     frontends: Vec<&'static str>,
-    guests: Vec<&'static str>,
+    guests: Vec<&'a str>,
 }
 
 impl<'a> Names<'a> {
-    fn new(kernels: &'a [KernelVersion]) -> Names<'a> {
+    fn new(kernels: &'a [KernelVersion], os_guests: &'a [OsGuest]) -> Names<'a> {
         Names {
             kernels: kernels.iter().map(|kernel| &*kernel.name).collect(),
             frontends: catalog::frontends().iter().map(|part| part.name).collect(),
-            guests: catalog::guests().iter().map(|part| part.name).collect(),
+            guests: guest_names(os_guests),
         }
     }
 

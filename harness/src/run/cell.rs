@@ -2,11 +2,11 @@
 
 use super::Setup;
 use crate::cell::{Cell, EngineKind};
-use crate::matrix::Expectation;
 use crate::matrix::verdict::Verdict;
+use crate::matrix::{Expectation, OsGuest};
 use crate::outcome::{Observed, Outcome, OutcomeKind, observe};
 use crate::trace::{CELL_LANE, StoredTrace};
-use frontends::{Console, Frontend, Launch};
+use frontends::{Boot, Console, Frontend, Launch};
 use guests::Guest;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +50,8 @@ pub struct CellRun {
     pub result: CellResult,
     /// What happened; `None` when the cell is not applicable.
     pub trace: Option<StoredTrace>,
+    /// What the guest sent to its serial port.
+    pub serial: Vec<u8>,
 }
 
 /// Runs a cell whose names exist in the matrix.
@@ -62,13 +64,14 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
     let began = Instant::now();
     let kernel = setup.matrix.kernel(&cell.kernel).expect("the matrix knows the cell's kernel");
     let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
-    let guest: Guest = cell.guest.parse().expect("the catalog knows the cell's guest");
     let expectation = setup.matrix.expectation(cell);
-    let engine = match setup.engines.get(cell.engine) {
-        Ok(engine) => engine,
+    let os_guest = setup.matrix.os_guest(&cell.guest);
+    let built = setup.engines.get(cell.engine).and_then(|engine| Ok((engine, launch(cell, os_guest)?)));
+    let (engine, launch) = match built {
+        Ok(built) => built,
         Err(why) => {
             let result = CellResult::without_run(setup, cell, Verdict::NotApplicable, why);
-            return CellRun { result, trace: None };
+            return CellRun { result, trace: None, serial: Vec::new() };
         }
     };
     let limit = setup.timeout.unwrap_or_else(|| setup.matrix.limit(cell));
@@ -76,11 +79,11 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
         EngineKind::Soft => Host::virtual_time(setup.seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
         EngineKind::Kvm => Host::threads(limit),
     };
-    let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, guest.rom());
+    let console = console(&host, os_guest);
     let booted = Kernel::boot(&host, kernel, engine);
     let finished = {
-        let (inside, booted) = (host.clone(), booted.clone());
-        host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &Console::new()))
+        let (inside, booted, console) = (host.clone(), booted.clone(), console.clone());
+        host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &console))
     };
     let Finished { end, now_ns, mut trace } = finished;
     let seen = Observed::from_trace(&trace);
@@ -107,7 +110,41 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
         instructions: booted.instructions(),
         trace_sha256: None,
     };
-    CellRun { result, trace: Some(StoredTrace { cell: cell.clone(), seed: setup.seed, trace: Arc::new(trace) }) }
+    let trace = Some(StoredTrace { cell: cell.clone(), seed: setup.seed, trace: Arc::new(trace) });
+    CellRun { result, trace, serial: console.serial() }
+}
+
+/// The cell's command line: what its guest boots from.
+fn launch(cell: &Cell, os_guest: Option<&OsGuest>) -> Result<Launch, String> {
+    if let Some(os_guest) = os_guest {
+        let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Loader(os_guest.image()?));
+        return Ok(Launch { memory_bytes: os_guest.memory_bytes, ..launch });
+    }
+    let guest: Guest = cell.guest.parse().expect("the catalog knows the cell's guest");
+    Ok(Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Rom(guest.rom().into())))
+}
+
+/// The cell's console. Lines that are milestones of an operating system are events.
+fn console(host: &Host, os_guest: Option<&OsGuest>) -> Console {
+    let Some(os_guest) = os_guest.filter(|guest| !guest.milestones.is_empty()) else {
+        return Console::new();
+    };
+    let (host, milestones) = (host.clone(), os_guest.milestones.clone());
+    Console::watched(move |line| {
+        if let Some(milestone) = milestones.iter().find(|milestone| milestone.pattern.selects(line)) {
+            let line = without_time(line).to_owned();
+            host.emit(None, Event::Milestone { name: milestone.name.clone(), line });
+        }
+    })
+}
+
+/// A line of Linux's log without the time in front, `[    0.256124] `, which the trace has by itself.
+fn without_time(line: &str) -> &str {
+    let time = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    match time {
+        Some((time, text)) if time.bytes().all(|byte| matches!(byte, b' ' | b'.' | b'0'..=b'9')) => text,
+        _ => line,
+    }
 }
 
 impl CellResult {

@@ -65,6 +65,7 @@ fn report(report: &GuestReport) -> String {
 pub fn describe(event: &Event) -> String {
     match event {
         Event::Report(said) => report(said),
+        Event::Milestone { name, line } => format!("console: {line} ({name})"),
         Event::FirstInstruction { cs, ip } => format!("first instruction at {cs:04x}:{ip:04x}"),
         Event::TripleFault => "triple fault".into(),
         Event::Unimplemented { what, rip } => format!("the software processor does not implement {what} at {rip:#x}"),

@@ -454,13 +454,22 @@ impl Vm {
             let value = st.vcpu(id).vlapic.msr_read(index, now);
             return Some(value.map_or(Completion::GeneralProtection, Completion::Value));
         }
-        // vmx_rdmsr: a processor without machine-check banks. [unverified]
-        matches!(index, MSR_MCG_CAP | MSR_MCG_STATUS).then_some(Completion::Value(0))
+        match index {
+            // vmx_rdmsr: a processor without machine-check banks. [unverified]
+            MSR_MCG_CAP | MSR_MCG_STATUS => Some(Completion::Value(0)),
+            MSR_MISC_ENABLE => Some(Completion::Value(MISC_ENABLE)),
+            _ => None,
+        }
     }
 
     fn write_msr(&self, st: &mut State<'_>, ctx: RunContext, index: u32, value: u64) -> MsrWrite {
         if !is_lapic_msr(index) {
-            return if matches!(index, MSR_MCG_CAP | MSR_MCG_STATUS) { MsrWrite::Done } else { MsrWrite::Userspace };
+            return match index {
+                MSR_MCG_CAP | MSR_MCG_STATUS => MsrWrite::Done,
+                // vmx_wrmsr: Linux clears the execute-disable bit's disable, which is clear; nothing else changes.
+                MSR_MISC_ENABLE if (value ^ MISC_ENABLE) & !MISC_ENABLE_XD_DISABLE == 0 => MsrWrite::Done,
+                _ => MsrWrite::Userspace,
+            };
         }
         let now = self.host.now();
         let Ok(effect) = st.vcpu(ctx.vcpu).vlapic.msr_write(index, value, now) else {
@@ -506,6 +515,11 @@ enum MsrWrite {
 
 const MSR_MCG_CAP: u32 = 0x179;
 const MSR_MCG_STATUS: u32 = 0x17a;
+/// IA32_MISC_ENABLE.
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+/// What the guest reads there (`vmx_msr_init`): fast strings; no branch trace storage, no precise event sampling.
+const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;
+const MISC_ENABLE_XD_DISABLE: u64 = 1 << 34;
 
 fn is_lapic_msr(index: u32) -> bool {
     index == MSR_APIC_BASE || (0x800..=0x8ff).contains(&index)

@@ -219,6 +219,13 @@ pub enum Event {
     // -- guest ------------------------------------------------------------------------------------------------------
     /// The guest wrote to the report port.
     Report(GuestReport),
+    /// The console of an operating system said how far it is.
+    Milestone {
+        /// What the line stands for.
+        name: String,
+        /// The line.
+        line: String,
+    },
     /// The first instruction of a vCPU since it was made, reset or started is about to run.
     FirstInstruction {
         /// CS selector.
@@ -410,7 +417,7 @@ impl Event {
     pub fn layer(&self) -> Layer {
         use Event::*;
         match self {
-            Report(_) | FirstInstruction { .. } | TripleFault | Unimplemented { .. } => Layer::Guest,
+            Report(_) | Milestone { .. } | FirstInstruction { .. } | TripleFault | Unimplemented { .. } => Layer::Guest,
             IcrWrite { .. }
             | DestinationResolved { .. }
             | ExitMask { .. }

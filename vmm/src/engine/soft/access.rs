@@ -7,10 +7,10 @@
 //! written already is written again with the same values; a read-modify-write that crosses from memory to a device writes
 //! the device's part first, so that it never reads its own result.
 
-use super::mem::{Bus, HostPtr, context, page_offset};
+use super::mem::{Bus, HostPtr, Translation, context, page_offset};
 use super::op::Op;
 use super::paging::Purpose;
-use super::state::{Access, AccessKind, Cpu, SS, Step, Stop, access, canonical, vector};
+use super::state::{Access, AccessKind, Cpu, SS, Step, Stop, access, cr4, vector};
 use super::word::Word;
 use crate::engine::Exit;
 use crate::memory::PAGE_SIZE;
@@ -28,7 +28,7 @@ pub(super) enum Opened {
 #[derive(Clone, Copy)]
 struct Part {
     linear: u64,
-    gpa: u64,
+    to: Translation,
     size: u32,
     /// Position of the piece in the operand, in bits.
     shift: u32,
@@ -134,7 +134,7 @@ impl Cpu {
         let seg = *self.seg(number);
         let linear = self.linear(number, offset);
         let allowed = if self.is_64() {
-            canonical(linear) && canonical(linear.wrapping_add(size - 1))
+            self.canonical(linear) && self.canonical(linear.wrapping_add(size - 1))
         } else {
             let end = if write { seg.writable } else { seg.readable };
             offset + size <= end || self.expand_down_allows(number, offset, size, write)
@@ -172,16 +172,16 @@ impl Cpu {
             return Err(self.raise_code(vector::AC, 0));
         }
         let first = u64::from(size).min(PAGE_SIZE - page_offset(linear)) as u32;
-        let gpa = self.resolve(bus, linear, purpose, context)?;
-        let low = Part { linear, gpa, size: first, shift: 0 };
+        let to = self.resolve(bus, linear, purpose, context)?;
+        let low = Part { linear, to, size: first, shift: 0 };
         if first == size {
             return Ok((low, None));
         }
         // Compatibility mode's own addresses wrap at 4 Gbytes; its system structures may lie above.
         let mask = if linear >> 32 == 0 { self.linear_mask } else { u64::MAX };
         let linear = linear.wrapping_add(u64::from(first)) & mask;
-        let gpa = self.resolve(bus, linear, purpose, context)?;
-        Ok((low, Some(Part { linear, gpa, size: size - first, shift: first * 8 })))
+        let to = self.resolve(bus, linear, purpose, context)?;
+        Ok((low, Some(Part { linear, to, size: size - first, shift: first * 8 })))
     }
 
     /// Reads up to 8 bytes at a linear address.
@@ -191,15 +191,23 @@ impl Cpu {
         if let Some(high) = high {
             value |= self.read_part(bus, high, context)? << high.shift;
         }
+        self.watch(linear, size, false);
         Ok(value)
     }
 
+    /// Puts a page into the translation cache. `write` only if it may be written without further ado.
+    fn remember(&mut self, part: Part, context: u64, host: HostPtr, write: bool) {
+        if self.may_cache(part.linear) {
+            self.tlb.fill(part.linear, context, part.to, host, write);
+        }
+    }
+
     fn read_part(&mut self, bus: &mut Bus, part: Part, context: u64) -> Result<u64, Stop> {
-        let Some(place) = bus.place(part.gpa) else {
-            let kind = AccessKind::MmioRead { gpa: part.gpa };
+        let Some(place) = bus.place(part.to.gpa) else {
+            let kind = AccessKind::MmioRead { gpa: part.to.gpa };
             return self.outside(Access { kind, size: part.size as u8, value: 0, retires_at: None });
         };
-        self.tlb.fill(part.linear, context, part.gpa, place.host, false);
+        self.remember(part, context, place.host, false);
         let mut bytes = [0; 8];
         place.host.read_bytes(&mut bytes[..part.size as usize]);
         Ok(u64::from_le_bytes(bytes))
@@ -210,19 +218,20 @@ impl Cpu {
         let (low, high) = self.parts(bus, linear, size, Purpose::Write, context)?;
         // What leaves the engine goes first: see the module's text.
         for part in [Some(low), high].into_iter().flatten() {
-            if !bus.place(part.gpa).is_some_and(|place| place.write) {
-                let kind = AccessKind::MmioWrite { gpa: part.gpa };
+            if !bus.place(part.to.gpa).is_some_and(|place| place.write) {
+                let kind = AccessKind::MmioWrite { gpa: part.to.gpa };
                 let value = low_bytes(value >> part.shift, part.size);
                 self.outside(Access { kind, size: part.size as u8, value, retires_at: None })?;
             }
         }
         for part in [Some(low), high].into_iter().flatten() {
-            let Some(place) = bus.place(part.gpa).filter(|place| place.write) else { continue };
+            let Some(place) = bus.place(part.to.gpa).filter(|place| place.write) else { continue };
             place.host.write_bytes(&(value >> part.shift).to_le_bytes()[..part.size as usize]);
-            self.after_write(bus, part.gpa, u64::from(part.size));
-            let fast = !bus.has_code(part.gpa);
-            self.tlb.fill(part.linear, context, part.gpa, place.host, fast);
+            self.after_write(bus, part.to.gpa, u64::from(part.size));
+            let fast = !bus.has_code(part.to.gpa);
+            self.remember(part, context, place.host, fast);
         }
+        self.watch(linear, size, true);
         Ok(())
     }
 
@@ -260,17 +269,41 @@ impl Cpu {
         Err(Stop::Again)
     }
 
+    /// The context of accesses that the processor makes on its own: descriptor tables, task-state segments.
+    pub(super) fn system_context(&self) -> u64 {
+        // Without SMAP it is that of the supervisor's data, so that both share the translation cache.
+        context::VALID | if self.cr4 & cr4::SMAP != 0 { context::SMAP } else { 0 }
+    }
+
+    /// Writes up to 8 bytes at a linear address, quickly if the translation cache knows the page.
+    pub(super) fn write_stack(&mut self, bus: &mut Bus, linear: u64, size: u32, value: u64, context: u64) -> Step {
+        let fast = match size {
+            2 => self.tlb.writable::<u16>(linear, context).map(|host| host.write(value as u16)),
+            4 => self.tlb.writable::<u32>(linear, context).map(|host| host.write(value as u32)),
+            _ => self.tlb.writable::<u64>(linear, context).map(|host| host.write(value)),
+        };
+        match fast {
+            Some(()) => Ok(()),
+            None => self.write_linear(bus, linear, size, value, context),
+        }
+    }
+
     /// Reads from a descriptor table or task-state segment: with supervisor rights, and all ones where there is no memory.
     pub(super) fn read_system(&mut self, bus: &mut Bus, linear: u64, size: u32) -> Result<u64, Stop> {
         let linear = linear & if self.long { u64::MAX } else { 0xFFFF_FFFF };
-        if self.long && !canonical(linear) {
+        if self.long && !self.canonical(linear) {
             return Err(self.gp(0));
         }
-        let (low, high) = self.parts(bus, linear, size, Purpose::Read, context::SYSTEM)?;
+        let context = self.system_context();
+        if let Some(host) = self.tlb.readable::<u64>(linear, context) {
+            return Ok(low_bytes(host.read(), size));
+        }
+        let (low, high) = self.parts(bus, linear, size, Purpose::Read, context)?;
         let mut value = 0;
         for part in [Some(low), high].into_iter().flatten() {
             let mut bytes = [0xFF; 8];
-            if let Some(place) = bus.place(part.gpa) {
+            if let Some(place) = bus.place(part.to.gpa) {
+                self.remember(part, context, place.host, false);
                 place.host.read_bytes(&mut bytes[..part.size as usize]);
             }
             value |= low_bytes(u64::from_le_bytes(bytes), part.size) << part.shift;
@@ -281,7 +314,7 @@ impl Cpu {
     /// Writes a byte of a descriptor with supervisor rights; lost where there is no memory.
     pub(super) fn write_system_byte(&mut self, bus: &mut Bus, linear: u64, value: u8) -> Step {
         let linear = linear & if self.long { u64::MAX } else { 0xFFFF_FFFF };
-        let gpa = self.resolve(bus, linear, Purpose::Write, context::SYSTEM)?;
+        let gpa = self.resolve(bus, linear, Purpose::Write, self.system_context())?.gpa;
         if let Some(place) = bus.place(gpa).filter(|place| place.write) {
             place.host.write(value);
             self.after_write(bus, gpa, 1);

@@ -4,14 +4,16 @@
 //! at the end of its page, or where the run loop has something to look at; an instruction that crosses a page boundary is
 //! a block of its own.
 //!
-//! Code may change under a block. The bus counts writes that hit decoded bytes (and those from the host side); a block
-//! that was last compared with memory under another count is compared again before it runs.
+//! Code may change under a block. The bus remembers which bytes are decoded, and says which pages of them were written;
+//! their blocks die before the next block is looked for. After writes from the host side, or changes of the map, a block is
+//! compared with memory before it runs again.
 
 use super::decode::{self, Decoded};
+use super::jumps::BlockId;
 use super::mem::{Bus, FixedMap, context, page_of, page_offset};
 use super::op::Op;
 use super::paging::Purpose;
-use super::state::{CS, CodeSize, Cpu, Stop, canonical};
+use super::state::{CS, CodeSize, Cpu, Stop};
 use crate::engine::Exit;
 use crate::memory::PAGE_SIZE;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
@@ -27,20 +29,40 @@ const MAX_OPS: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Block {
     start: u32,
+    /// 0 once the block is dead.
     count: u16,
     /// Length in guest memory.
     pub(super) bytes: u16,
 }
 
-/// A block and what it was decoded from.
+impl Block {
+    #[inline(always)]
+    fn is_alive(self) -> bool {
+        self.count != 0
+    }
+}
+
+/// What a block was decoded from.
+#[derive(Clone, Copy, Debug)]
 struct Source {
-    block: Block,
+    key: u64,
     /// Where the bytes lie in [`CodeCache::bytes`].
     bytes_at: u32,
     /// The guest physical page that the last bytes come from, if it is another than the first ones'.
     second_page: Option<u64>,
-    /// The count of code writes under which it was last compared with memory.
+    /// The generation of code under which it was last compared with memory.
     compared: u64,
+}
+
+/// How the cache of decoded code has done: for benchmarks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CodeCounters {
+    /// Blocks that no short cut led to.
+    pub(super) missed: u64,
+    /// Blocks decoded.
+    pub(super) decoded: u64,
+    /// Pages whose blocks died because the guest wrote to them.
+    pub(super) stale_pages: u64,
 }
 
 /// All decoded blocks of a machine.
@@ -48,7 +70,14 @@ struct Source {
 pub(super) struct CodeCache {
     ops: Vec<Op>,
     bytes: Vec<u8>,
-    sources: FixedMap<Source>,
+    /// By [`BlockId`].
+    blocks: Vec<Block>,
+    sources: Vec<Source>,
+    /// The block of a [`key`].
+    index: FixedMap<BlockId>,
+    /// The blocks with bytes in a guest physical page, dead ones too.
+    pages: FixedMap<Vec<BlockId>>,
+    pub(super) counters: CodeCounters,
 }
 
 impl CodeCache {
@@ -59,21 +88,60 @@ impl CodeCache {
         &self.ops[start..start + usize::from(block.count)]
     }
 
-    /// Whether memory still holds what a block was decoded from.
-    fn is_current(&self, bus: &Bus, gpa: u64, source: &Source) -> bool {
-        let mut memory = [0; MAX_BLOCK * MAX_INSTRUCTION];
-        let memory = &mut memory[..usize::from(source.block.bytes)];
-        let start = source.bytes_at as usize;
-        copy_out(bus, gpa, source.second_page, memory) && *memory == self.bytes[start..start + memory.len()]
+    /// The block with this number, if it is alive.
+    #[inline(always)]
+    fn alive(&self, id: BlockId) -> Option<Block> {
+        self.blocks.get(id.0 as usize).copied().filter(|block| block.is_alive())
     }
 
-    fn insert(&mut self, key: u64, ops: &[Op], bytes: &[u8], second_page: Option<u64>, compared: u64) -> Block {
+    /// Whether memory still holds what a block was decoded from.
+    fn is_current(&self, bus: &Bus, block: Block, source: Source) -> bool {
+        let mut memory = [0; MAX_BLOCK * MAX_INSTRUCTION];
+        let memory = &mut memory[..usize::from(block.bytes)];
+        let start = source.bytes_at as usize;
+        copy_out(bus, gpa_of(source.key), source.second_page, memory)
+            && *memory == self.bytes[start..start + memory.len()]
+    }
+
+    fn insert(&mut self, key: u64, ops: &[Op], bytes: &[u8], second_page: Option<u64>, compared: u64) -> BlockId {
         let block = Block { start: self.ops.len() as u32, count: ops.len() as u16, bytes: bytes.len() as u16 };
+        let id = BlockId(self.blocks.len() as u32);
         let bytes_at = self.bytes.len() as u32;
         self.ops.extend_from_slice(ops);
         self.bytes.extend_from_slice(bytes);
-        self.sources.insert(key, Source { block, bytes_at, second_page, compared });
-        block
+        self.blocks.push(block);
+        self.sources.push(Source { key, bytes_at, second_page, compared });
+        self.index.insert(key, id);
+        for page in [Some(page_of(gpa_of(key))), second_page].into_iter().flatten() {
+            self.pages.entry(page).or_default().push(id);
+        }
+        self.counters.decoded += 1;
+        id
+    }
+
+    /// Lets a block die: whatever short cuts lead to it find it dead.
+    fn kill(&mut self, id: BlockId) {
+        self.blocks[id.0 as usize].count = 0;
+        let key = self.sources[id.0 as usize].key;
+        if self.index.get(&key) == Some(&id) {
+            self.index.remove(&key);
+        }
+    }
+
+    /// Lets the blocks die that a write made stale.
+    #[cold]
+    pub(super) fn drop_stale(&mut self, bus: &mut Bus) {
+        while let Some(page) = bus.take_stale_page() {
+            self.counters.stale_pages += 1;
+            for id in self.pages.remove(&page).unwrap_or_default() {
+                self.kill(id);
+            }
+        }
+    }
+
+    /// Forgets all blocks. Their numbers will name others.
+    fn clear(&mut self) {
+        *self = CodeCache { counters: self.counters, ..CodeCache::default() };
     }
 }
 
@@ -98,16 +166,22 @@ fn copy_out(bus: &Bus, gpa: u64, second_page: Option<u64>, bytes: &mut [u8]) -> 
 
 /// What identifies a block: physical addresses have at most 52 bits.
 fn key(gpa: u64, size: CodeSize) -> u64 {
-    gpa | (size as u64) << 60
+    gpa | (size as u64) << KEY_SIZE_AT
 }
+
+fn gpa_of(key: u64) -> u64 {
+    key & ((1 << KEY_SIZE_AT) - 1)
+}
+
+const KEY_SIZE_AT: u32 = 60;
 
 impl Cpu {
     /// The block at the instruction pointer.
     #[inline(always)]
     pub(super) fn fetch(&mut self, bus: &mut Bus, code: &mut CodeCache) -> Result<Block, Stop> {
         let linear = self.seg(CS).origin.wrapping_add(self.rip()) & self.linear_mask;
-        let stamp = self.translation_epoch.wrapping_add(bus.code_generation());
-        match self.jumps.find(linear, stamp, self.fetch_context) {
+        let known = self.jumps.find(linear, self.fetch_keys).and_then(|id| code.alive(id));
+        match known {
             Some(block) => Ok(block),
             None => self.fetch_slow(bus, code, linear),
         }
@@ -116,23 +190,32 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn fetch_slow(&mut self, bus: &mut Bus, code: &mut CodeCache, linear: u64) -> Result<Block, Stop> {
+        code.counters.missed += 1;
         let gpa = self.fetch_address(bus, linear)?;
-        let block = match self.known_block(bus, code, linear, gpa)? {
-            Some(block) => block,
+        let id = match self.known_block(bus, code, linear, gpa)? {
+            Some(id) => id,
             None => self.decode_block(bus, code, linear, gpa)?,
         };
-        let stamp = self.translation_epoch.wrapping_add(bus.code_generation());
-        self.jumps.remember(linear, stamp, self.fetch_context, block);
+        let block = code.blocks[id.0 as usize];
+        // A block of two pages depends on both translations: it is looked up each time.
+        if code.sources[id.0 as usize].second_page.is_none() {
+            self.jumps.remember(linear, self.fetch_keys, id);
+        }
         Ok(block)
     }
 
     /// Translates the address of an instruction, or of its part in the next page.
     fn fetch_address(&mut self, bus: &mut Bus, linear: u64) -> Result<u64, Stop> {
-        if self.is_64() && !canonical(linear) {
+        if let Some(gpa) = self.jumps.find_page(linear, self.fetch_keys) {
+            return Ok(gpa);
+        }
+        if self.is_64() && !self.canonical(linear) {
             return Err(self.gp(0));
         }
         let user = if self.cpl == 3 { context::USER } else { 0 };
-        self.resolve(bus, linear, Purpose::Fetch, context::VALID | user)
+        let to = self.resolve(bus, linear, Purpose::Fetch, context::VALID | user)?;
+        self.jumps.remember_page(linear, self.fetch_keys, to);
+        Ok(to.gpa)
     }
 
     /// The linear address of the page behind an address.
@@ -147,27 +230,25 @@ impl Cpu {
         code: &mut CodeCache,
         linear: u64,
         gpa: u64,
-    ) -> Result<Option<Block>, Stop> {
-        let key = key(gpa, self.code_size);
-        let Some(source) = code.sources.get(&key) else { return Ok(None) };
-        let (block, second_page) = (source.block, source.second_page);
-        if second_page.is_some() {
+    ) -> Result<Option<BlockId>, Stop> {
+        let Some(&id) = code.index.get(&key(gpa, self.code_size)) else { return Ok(None) };
+        let (block, source) = (code.blocks[id.0 as usize], code.sources[id.0 as usize]);
+        if source.second_page.is_some() {
             // The block is one instruction, and it needs the page: a fault is its own.
             let next = self.next_page(linear);
-            if Some(self.fetch_address(bus, next)?) != second_page {
+            if Some(page_of(self.fetch_address(bus, next)?)) != source.second_page {
                 return Ok(None);
             }
         }
         if source.compared != bus.code_generation() {
-            if !code.is_current(bus, gpa, source) {
+            if !code.is_current(bus, block, source) {
+                code.kill(id);
                 return Ok(None);
             }
-            self.mark_code(bus, gpa, u64::from(block.bytes), second_page);
-            if let Some(source) = code.sources.get_mut(&key) {
-                source.compared = bus.code_generation();
-            }
+            self.mark_code(bus, gpa, u64::from(block.bytes), source.second_page);
+            code.sources[id.0 as usize].compared = bus.code_generation();
         }
-        Ok(Some(block))
+        Ok(Some(id))
     }
 
     /// Has writes to a block's bytes noticed, this processor's own included.
@@ -176,17 +257,19 @@ impl Cpu {
         let parts = [Some((gpa, first)), second_page.map(|page| (page, len - first))];
         for (gpa, len) in parts.into_iter().flatten() {
             if bus.mark_code(gpa, len) {
-                self.tlb.forget_writes_to(gpa);
-                self.seen_marks_epoch = bus.marks_epoch();
+                self.catch_up_with_marks(bus);
             }
         }
     }
 
-    fn decode_block(&mut self, bus: &mut Bus, code: &mut CodeCache, linear: u64, gpa: u64) -> Result<Block, Stop> {
+    fn decode_block(&mut self, bus: &mut Bus, code: &mut CodeCache, linear: u64, gpa: u64) -> Result<BlockId, Stop> {
         if code.ops.len() >= MAX_OPS {
-            *code = CodeCache::default();
+            code.clear();
             // Short cuts of every processor lead into the old one.
             bus.forget_blocks();
+            self.catch_up_with_code(bus);
+            // The page that the block is in must be known again.
+            self.fetch_address(bus, linear)?;
         }
         let mut buffer = [0; MAX_BLOCK * MAX_INSTRUCTION];
         let in_page = buffer.len().min((PAGE_SIZE - page_offset(gpa)) as usize);
@@ -200,7 +283,7 @@ impl Cpu {
             // The first instruction goes on in the next page.
             let next = self.next_page(linear);
             let second = self.fetch_address(bus, next)?;
-            second_page = Some(second);
+            second_page = Some(page_of(second));
             if !copy_out(bus, gpa, second_page, &mut buffer[..MAX_INSTRUCTION]) {
                 return Err(self.fetch_outside(second));
             }

@@ -3,7 +3,7 @@
 use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, OF, RF, STATUS, TF, VIF, VIP, VM};
 use super::mem::Bus;
 use super::op::{Mem, Op, RmDst, Source, Target};
-use super::state::{CodeSize, Cpu, SS, Step, Stop, canonical, vector};
+use super::state::{CodeSize, Cpu, SS, Step, Stop, vector};
 use super::word::{RAX, RBP, RCX, RSP, Word};
 use crate::engine::Exit;
 
@@ -19,7 +19,7 @@ impl Cpu {
 
     #[inline(always)]
     fn check_target(&mut self, target: u64) -> Step {
-        let good = if self.is_64() { canonical(target) } else { target <= self.code_limit };
+        let good = if self.is_64() { self.canonical(target) } else { target <= self.code_limit };
         if good { Ok(()) } else { Err(self.gp(0)) }
     }
 
@@ -65,11 +65,12 @@ pub(super) fn jmp<T: Word>(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     cpu.branch::<T>(target)
 }
 
-/// Jcc.
+/// Jcc. Taken, it ends the block.
 pub(super) fn jcc<const CONDITION: u8, T: Word>(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     if cpu.status.condition(CONDITION) {
         let target = cpu.rip().wrapping_add(op.immediate);
-        return cpu.branch::<T>(target);
+        cpu.branch::<T>(target)?;
+        cpu.block_left = 0;
     }
     Ok(())
 }

@@ -483,9 +483,10 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
     let width = if instruction.op_count() > 0 { operand_width(instruction, 0) } else { 0 };
 
     if instruction.is_jcc_short_or_near() {
-        decoded.ends_block = true;
+        // The block goes on where the branch is not taken.
         op.extra = condition(instruction);
         let to_itself = op.immediate.wrapping_add(u64::from(op.len)) == 0;
+        decoded.ends_block = to_itself;
         return if to_itself { control::jcc_to_itself } else { jcc(op.extra, width) };
     }
     if instruction.condition_code() != ConditionCode::None

@@ -2,7 +2,7 @@
 
 use super::flags::{AC, IF, NT, RF, TF, VM};
 use super::mem::Bus;
-use super::state::{CS, Cpu, Raised, SS, Step, Stop, canonical, vector};
+use super::state::{CS, Cpu, Raised, SS, Step, Stop, vector};
 use crate::engine::Exit;
 
 /// Where an event comes from, as far as its delivery depends on it.
@@ -56,6 +56,9 @@ impl Cpu {
             match delivered {
                 Ok(()) => {
                     self.pending_exception = None;
+                    if present.vector == vector::DB {
+                        self.end_general_detection();
+                    }
                     return Ok(());
                 }
                 Err(Stop::Fault) => {
@@ -122,6 +125,7 @@ impl Cpu {
     /// INT1, executed: a trap without the checks of INT n.
     pub(super) fn debug_interrupt(&mut self, bus: &mut Bus) -> Step {
         self.deliver(bus, vector::DB, None, Origin::Hardware, 0)?;
+        self.end_general_detection();
         self.trap_due = false;
         Ok(())
     }
@@ -200,7 +204,7 @@ impl Cpu {
             size = 2;
         }
         let (code, cpl) = self.interrupt_target(bus, selector, ext)?;
-        let good = if self.long { canonical(offset) } else { offset <= u64::from(code.limit()) };
+        let good = if self.long { self.canonical(offset) } else { offset <= u64::from(code.limit()) };
         if !good {
             return Err(self.gp(ext));
         }

@@ -2,9 +2,10 @@
 
 use super::NS_PER_INSTRUCTION;
 use super::code::CodeCache;
-use super::flags::TF;
+use super::debug::DR6_BS;
+use super::flags::{RF, TF};
 use super::mem::Bus;
-use super::state::{Access, AccessKind, Cpu, Raised, Stop, vector};
+use super::state::{Access, AccessKind, CS, Cpu, Raised, Stop, vector};
 use super::word::{RAX, RDX};
 use crate::engine::{Completion, Exit};
 
@@ -20,12 +21,11 @@ pub(super) mod attention {
     pub(in super::super) const LOG: u32 = 1 << 3;
     /// Somebody wants to know when interrupts can be delivered.
     pub(in super::super) const WINDOW: u32 = 1 << 4;
+    /// A breakpoint is enabled.
+    pub(in super::super) const DEBUG: u32 = 1 << 5;
     /// Instructions execute one at a time.
-    pub(in super::super) const STEP: u32 = SHADOW | TRAP | LOG;
+    pub(in super::super) const STEP: u32 = SHADOW | TRAP | LOG | DEBUG;
 }
-
-/// DR6: the trap is a single step.
-const DR6_BS: u64 = 1 << 14;
 
 impl Cpu {
     /// Runs for at most `budget_ns` nanoseconds of virtual time.
@@ -41,6 +41,9 @@ impl Cpu {
                 && let Some(exit) = self.attend(bus)
             {
                 return exit;
+            }
+            if bus.has_stale_pages() {
+                code.drop_stale(bus);
             }
             if self.kick.take() {
                 return Exit::Kicked;
@@ -94,11 +97,17 @@ impl Cpu {
         outcome
     }
 
-    /// Executes one instruction under a shadow, trap flag or log.
+    /// Executes one instruction under a shadow, trap flag, log or breakpoint.
     #[cold]
     fn step(&mut self, bus: &mut Bus, code: &mut CodeCache) -> Result<(), Stop> {
         let shadow = std::mem::take(&mut self.shadow);
+        let inhibited = std::mem::take(&mut self.debug_inhibited);
+        let resumes = self.eflags & RF;
         self.attention &= !attention::SHADOW;
+        if resumes == 0 && !inhibited {
+            self.check_execution(self.seg(CS).origin.wrapping_add(self.rip()) & self.linear_mask)?;
+        }
+        self.eflags &= !RF;
         self.trap_due = self.eflags & TF != 0;
         let outcome = self.run_block(bus, code, 1);
         match outcome {
@@ -106,31 +115,41 @@ impl Cpu {
             Err(Stop::Again) if self.exit.is_some() => {
                 if shadow {
                     self.set_shadow();
+                    self.debug_inhibited = inhibited;
+                }
+                self.eflags |= resumes;
+                if self.asked.is_none_or(|asked| asked.retires_at.is_none()) {
+                    self.debug_hits = 0;
                 }
             }
-            Err(Stop::Fault) => {}
+            Err(Stop::Fault) => self.debug_hits = 0,
             // A repeated string instruction that makes way has done an iteration.
             Ok(()) | Err(Stop::Leave | Stop::Again) => {
+                if outcome == Err(Stop::Again) {
+                    self.eflags |= resumes;
+                }
                 self.forget_accesses();
-                if self.trap_due {
-                    self.trap();
-                    // The trap ends a halt as soon as it begins (SDM 2A, HLT).
-                    if self.exit == Some(Exit::Hlt) {
-                        self.exit = None;
-                        self.executed += 1;
-                        return Ok(());
-                    }
+                // The trap ends a halt as soon as it begins (SDM 2A, HLT).
+                if !self.debug_inhibited && self.trap() && self.exit == Some(Exit::Hlt) {
+                    self.exit = None;
+                    self.executed += 1;
+                    return Ok(());
                 }
             }
         }
         outcome
     }
 
-    /// A single-step trap comes behind the instruction.
-    fn trap(&mut self) {
-        self.dr[6] |= DR6_BS;
+    /// The debug trap behind an instruction, if there is one: a single step, or breakpoints that it touched.
+    fn trap(&mut self) -> bool {
+        let bits = std::mem::take(&mut self.debug_hits) | if self.trap_due { DR6_BS } else { 0 };
+        if bits == 0 {
+            return false;
+        }
+        self.dr[6] |= bits;
         self.pending_exception = Some(Raised { vector: vector::DB, error_code: None, address: 0 });
         self.attention |= attention::EVENT;
+        true
     }
 
     /// Deals with a stop: delivers the fault, or ends the run.
@@ -218,6 +237,7 @@ impl Cpu {
             | bit(self.shadow, attention::SHADOW)
             | bit(self.eflags & TF != 0, attention::TRAP)
             | bit(!self.log.is_empty(), attention::LOG)
+            | bit(self.breakpoints.any(), attention::DEBUG)
             | bit(self.window_wanted, attention::WINDOW);
     }
 
@@ -235,10 +255,11 @@ impl Cpu {
         self.attention |= attention::SHADOW;
     }
 
-    /// SS was loaded: interrupts and the single-step trap are put off by one instruction (SDM 3A 6.8.3).
+    /// SS was loaded: interrupts and debug exceptions are put off by one instruction (SDM 3A 6.8.3).
     pub(super) fn stack_shadow(&mut self) {
         self.set_shadow();
         self.trap_due = false;
+        self.debug_inhibited = true;
     }
 
     /// The instruction in flight is done or abandoned: answers to its accesses are of no more use.
@@ -291,9 +312,10 @@ impl Cpu {
         }
         self.set_rip(next);
         self.shadow = false;
-        if self.eflags & TF != 0 {
-            self.trap();
-        }
+        self.debug_inhibited = false;
+        self.eflags &= !RF;
+        self.trap_due = self.eflags & TF != 0;
+        self.trap();
         self.update_attention();
     }
 }

@@ -28,6 +28,7 @@ const IO_MAP_BASE: u32 = 0x66;
 impl Cpu {
     /// #GP(0) unless IOPL or the task-state segment's I/O permission bit map allow the access (SDM 1 19.5).
     pub(super) fn check_port(&mut self, bus: &mut Bus, port: u16, size: u32) -> Step {
+        self.watch_port(port, size);
         if !self.protected || self.cpl <= self.iopl() {
             return Ok(());
         }

@@ -127,19 +127,52 @@ pub(super) struct Place {
     pub(super) write: bool,
 }
 
+/// How many pages that became pages with code are remembered, for processors that catch up.
+const MARKS_LOG: usize = 64;
+/// After how many writes beside its code a page is taken for data: its code is decoded again if it runs again.
+const WRITES_BESIDE_CODE: u32 = 256;
+
+/// What is known of a page with decoded code.
+#[derive(Clone, Copy, Default)]
+struct Marks {
+    /// A bit for each 64 bytes: decoded code lies there.
+    chunks: u64,
+    /// Writes that hit none of them.
+    beside: u32,
+}
+
 /// The guest's physical address space, and which parts of it hold decoded code.
-#[derive(Default)]
 pub(super) struct Bus {
     /// Sorted by address.
     regions: Vec<Region>,
     map_epoch: u64,
-    /// Physical pages with decoded code: a bit for each 64 bytes.
-    marks: FixedMap<u64>,
+    /// Physical pages with decoded code.
+    marks: FixedMap<Marks>,
+    /// The last pages that became such pages, each where [`Bus::marks_epoch`] pointed before.
+    marks_log: [u64; MARKS_LOG],
     marks_epoch: u64,
+    /// Pages whose decoded code a write made stale.
+    stale: Vec<u64>,
     code_generation: u64,
     host_writes: u64,
     /// The latest time that any processor has read as its TSC, without its offset.
     pub(super) latest_tsc: u64,
+}
+
+impl Default for Bus {
+    fn default() -> Bus {
+        Bus {
+            regions: Vec::new(),
+            map_epoch: 0,
+            marks: FixedMap::default(),
+            marks_log: [0; MARKS_LOG],
+            marks_epoch: 0,
+            stale: Vec::new(),
+            code_generation: 0,
+            host_writes: 0,
+            latest_tsc: 0,
+        }
+    }
 }
 
 /// What is wrong with a mapping that was asked for.
@@ -207,10 +240,24 @@ impl Bus {
     pub(super) fn marks_epoch(&self) -> u64 {
         self.marks_epoch
     }
-    /// Goes up when decoded code may be stale: each block must then be compared with memory before it runs.
-    #[inline(always)]
+    /// The pages that became such pages since the epoch was `seen`, or `None` if that is too long ago.
+    pub(super) fn marked_since(&self, seen: u64) -> Option<impl Iterator<Item = u64>> {
+        (self.marks_epoch - seen <= MARKS_LOG as u64)
+            .then(|| (seen..self.marks_epoch).map(|epoch| self.marks_log[epoch as usize % MARKS_LOG]))
+    }
+    /// Goes up when the host side wrote to memory, or the map changed: each block must then be compared with memory before it
+    /// runs.
     pub(super) fn code_generation(&self) -> u64 {
         self.code_generation
+    }
+    /// Whether there are pages for [`Bus::take_stale_page`].
+    #[inline(always)]
+    pub(super) fn has_stale_pages(&self) -> bool {
+        !self.stale.is_empty()
+    }
+    /// A page whose decoded code a write has made stale since it was asked for the last time.
+    pub(super) fn take_stale_page(&mut self) -> Option<u64> {
+        self.stale.pop()
     }
 
     /// Has every short cut to a decoded block looked up anew.
@@ -256,10 +303,12 @@ impl Bus {
 
     /// Notes that bytes hold decoded code. True if their page held none before: translations for writing must go.
     pub(super) fn mark_code(&mut self, gpa: u64, len: u64) -> bool {
-        let chunks = self.marks.entry(page_of(gpa)).or_insert(0);
-        let new_page = *chunks == 0;
-        *chunks |= chunk_mask(gpa, len);
+        let page = page_of(gpa);
+        let marks = self.marks.entry(page).or_default();
+        let new_page = marks.chunks == 0;
+        marks.chunks |= chunk_mask(gpa, len);
         if new_page {
+            self.marks_log[self.marks_epoch as usize % MARKS_LOG] = page;
             self.marks_epoch += 1;
         }
         new_page
@@ -270,13 +319,15 @@ impl Bus {
         self.marks.contains_key(&page_of(gpa))
     }
 
-    /// Notes that bytes in one page were written. True if decoded code may be stale now.
+    /// Notes that bytes in one page were written. True if decoded code is stale now.
     pub(super) fn written(&mut self, gpa: u64, len: u64) -> bool {
         let page = page_of(gpa);
-        let hit = self.marks.get(&page).is_some_and(|chunks| chunks & chunk_mask(gpa, len) != 0);
+        let Some(marks) = self.marks.get_mut(&page) else { return false };
+        marks.beside += 1;
+        let hit = marks.chunks & chunk_mask(gpa, len) != 0 || marks.beside > WRITES_BESIDE_CODE;
         if hit {
             self.marks.remove(&page);
-            self.code_generation += 1;
+            self.stale.push(page);
         }
         hit
     }
@@ -299,8 +350,16 @@ pub(super) mod context {
     pub(in super::super) const SMAP: u64 = 1 << 1;
     /// The access must be aligned. Never cached, so that the slow path sees every access.
     pub(in super::super) const ALIGNED: u64 = 1 << 2;
-    /// Accesses that the processor makes on its own: descriptor tables, task-state segments.
-    pub(in super::super) const SYSTEM: u64 = VALID | SMAP;
+}
+
+/// Where a linear address leads, and how far that holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Translation {
+    pub(super) gpa: u64,
+    /// Binary logarithm of the page's size.
+    pub(super) shift: u32,
+    /// The page is global: it is the same in every address space.
+    pub(super) global: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -311,27 +370,38 @@ struct Entry {
     write: u64,
     /// Host address minus linear address.
     addend: u64,
-    /// Guest physical page.
+    /// Guest physical page, and bits of [`kind`].
     gpa: u64,
 }
 
-const TLB_ENTRIES: usize = 256;
+/// What an entry of the translation cache is a piece of: low bits of [`Entry::gpa`].
+mod kind {
+    pub(super) const GLOBAL: u64 = 1 << 0;
+    /// Where the binary logarithm of the page's size stands.
+    pub(super) const SHIFT_AT: u32 = 1;
+    pub(super) const SHIFT_MASK: u64 = 0x3F;
+}
 
-/// Translations from linear pages to host pages, for data.
+const TLB_ENTRIES: usize = 512;
+
+/// Translations from linear pages to host pages, for data. Large pages are remembered in pieces of 4 Kbytes.
 pub(super) struct Tlb {
     entries: Box<[Entry; TLB_ENTRIES]>,
+    /// Some entry may be a piece of a large page.
+    has_large: bool,
 }
 
 impl Tlb {
     pub(super) fn new() -> Tlb {
         let entries = vec![Entry::default(); TLB_ENTRIES].into_boxed_slice();
-        Tlb { entries: entries.try_into().unwrap_or_else(|_| unreachable!("the length is the same constant")) }
+        let entries = entries.try_into().unwrap_or_else(|_| unreachable!("the length is the same constant"));
+        Tlb { entries, has_large: false }
     }
 
     #[inline(always)]
     fn slot(linear: u64) -> usize {
         // The higher bits keep buffers apart that lie a power of two from each other, as buffers do.
-        (linear >> 12 ^ linear >> 20) as usize % TLB_ENTRIES
+        (linear >> 12 ^ linear >> 21) as usize % TLB_ENTRIES
     }
 
     /// The operand's host address if it lies in one page that may be read in this context.
@@ -353,23 +423,49 @@ impl Tlb {
     }
 
     /// Remembers a translation. `write` only if the page may be written without further ado.
-    pub(super) fn fill(&mut self, linear: u64, context: u64, gpa: u64, host: HostPtr, write: bool) {
+    pub(super) fn fill(&mut self, linear: u64, context: u64, to: Translation, host: HostPtr, write: bool) {
         if context & context::ALIGNED != 0 {
             return;
         }
         let tag = page_of(linear) | context;
+        let global = if to.global { kind::GLOBAL } else { 0 };
+        let gpa = page_of(to.gpa) | u64::from(to.shift) << kind::SHIFT_AT | global;
+        self.has_large |= to.shift != 12;
         let entry = &mut self.entries[Tlb::slot(linear)];
-        let keep_write = entry.write == tag && entry.gpa == page_of(gpa);
+        let keep_write = entry.write == tag && entry.gpa == gpa;
         *entry = Entry {
             read: tag,
             write: if write || keep_write { tag } else { 0 },
             addend: (host.0.expose_provenance() as u64).wrapping_sub(linear),
-            gpa: page_of(gpa),
+            gpa,
         };
     }
 
     pub(super) fn flush(&mut self) {
         self.entries.fill(Entry::default());
+        self.has_large = false;
+    }
+
+    /// Forgets the translations of pages that are not global.
+    pub(super) fn flush_local(&mut self) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.gpa & kind::GLOBAL == 0) {
+            *entry = Entry::default();
+        }
+    }
+
+    /// Forgets the page that an address lies in, whatever its size.
+    pub(super) fn forget(&mut self, linear: u64) {
+        if self.has_large {
+            let covers = |entry: &Entry| (entry.read ^ linear) >> (entry.gpa >> kind::SHIFT_AT & kind::SHIFT_MASK) == 0;
+            for entry in self.entries.iter_mut().filter(|entry| entry.read != 0 && covers(entry)) {
+                *entry = Entry::default();
+            }
+            return;
+        }
+        let entry = &mut self.entries[Tlb::slot(linear)];
+        if page_of(entry.read) == page_of(linear) {
+            *entry = Entry::default();
+        }
     }
 
     /// Forgets which pages may be written.
@@ -381,7 +477,7 @@ impl Tlb {
 
     /// Forgets that a physical page may be written.
     pub(super) fn forget_writes_to(&mut self, gpa: u64) {
-        for entry in self.entries.iter_mut().filter(|entry| entry.gpa == page_of(gpa)) {
+        for entry in self.entries.iter_mut().filter(|entry| page_of(entry.gpa) == page_of(gpa)) {
             entry.write = 0;
         }
     }

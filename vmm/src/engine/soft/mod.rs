@@ -22,6 +22,7 @@ mod access;
 mod alu;
 mod code;
 mod control;
+mod debug;
 mod decode;
 mod event;
 mod exec;
@@ -229,9 +230,15 @@ impl EngineVcpu for SoftVcpu {
             }
             Reg::Rflags => cpu.set_rflags(value),
             Reg::Efer => cpu.efer = value,
-            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 => cpu.dr[reg as usize - Reg::Dr0 as usize] = value,
+            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 => {
+                cpu.dr[reg as usize - Reg::Dr0 as usize] = value;
+                cpu.derive_breakpoints();
+            }
             Reg::Dr6 => cpu.dr[6] = value,
-            Reg::Dr7 => cpu.dr[7] = value,
+            Reg::Dr7 => {
+                cpu.dr[7] = value;
+                cpu.derive_breakpoints();
+            }
             Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => {
                 cpu.pdpte[reg as usize - Reg::Pdpte0 as usize] = value;
             }
@@ -242,6 +249,7 @@ impl EngineVcpu for SoftVcpu {
         }
         if matches!(reg, Reg::Cr0 | Reg::Cr3 | Reg::Cr4 | Reg::Efer) {
             cpu.flush_translations();
+            cpu.derive_breakpoints();
         }
         cpu.update_attention();
     }

@@ -1,7 +1,7 @@
-//! Address translation: no paging, 32-bit, PAE and 4-level paging (SDM 3A chapter 4).
+//! Address translation: no paging, 32-bit, PAE, 4-level and 5-level paging (SDM 3A chapter 4).
 
-use super::mem::{Bus, context};
-use super::state::{Cpu, Raised, Stop, canonical, cr0, cr4, efer, vector};
+use super::mem::{Bus, Translation, context};
+use super::state::{Cpu, Raised, Stop, cr0, cr4, efer, vector};
 
 /// Page-table entry: present.
 const P: u64 = 1 << 0;
@@ -13,6 +13,8 @@ const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 /// Page size: the entry maps a page instead of naming a table.
 const PS: u64 = 1 << 7;
+/// Global, in an entry that maps a page.
+const G: u64 = 1 << 8;
 /// Execute-disable.
 const XD: u64 = 1 << 63;
 /// Address bits of an 8-byte entry.
@@ -44,17 +46,17 @@ struct Visited {
 
 /// A walk that arrived.
 struct Walk {
-    gpa: u64,
-    visited: [Visited; 4],
+    to: Translation,
+    visited: [Visited; 5],
     depth: usize,
 }
 
 impl Cpu {
     /// Finds where a linear address leads; the error is a page fault's error code.
     fn walk(&self, bus: &Bus, linear: u64, purpose: Purpose, context: u64) -> Result<Walk, u32> {
-        let mut walk = Walk { gpa: 0, visited: [Visited::default(); 4], depth: 0 };
+        let to = Translation { gpa: linear & 0xFFFF_FFFF & self.physical_mask, shift: 12, global: false };
+        let mut walk = Walk { to, visited: [Visited::default(); 5], depth: 0 };
         if self.cr0 & cr0::PG == 0 {
-            walk.gpa = linear & 0xFFFF_FFFF & self.physical_mask;
             return Ok(walk);
         }
         let user_access = context & context::USER != 0;
@@ -73,7 +75,7 @@ impl Cpu {
         let (mut user, mut writable, mut executable) = (true, true, true);
         let (entry_bytes, index_bits) = if pae { (8, 9) } else { (4, 10) };
         let (mut table, mut shift) = match (pae, self.long) {
-            (true, true) => (self.cr3 & ADDRESS & self.physical_mask, 39),
+            (true, true) => (self.cr3 & ADDRESS & self.physical_mask, if self.cr4 & cr4::LA57 != 0 { 48 } else { 39 }),
             (true, false) => (self.cr3 & 0xFFFF_FFE0, 30),
             (false, _) => (self.cr3 & 0xFFFF_F000, 22),
         };
@@ -137,7 +139,11 @@ impl Cpu {
             22 => leaf & 0xFFC0_0000 | (leaf >> 13 & 0xFF) << 32,
             _ => leaf & ADDRESS & !offset_mask,
         };
-        walk.gpa = (page | linear & offset_mask) & self.physical_mask;
+        walk.to = Translation {
+            gpa: (page | linear & offset_mask) & self.physical_mask,
+            shift,
+            global: leaf & G != 0 && self.cr4 & cr4::PGE != 0,
+        };
         Ok(walk)
     }
 
@@ -158,7 +164,7 @@ impl Cpu {
                 reserved |= 0x7FF0_0000_0000_0000;
             }
             match (shift, large) {
-                (39, _) => reserved |= PS,
+                (48 | 39, _) => reserved |= PS,
                 (30 | 21, true) => reserved |= ((1 << shift) - 1) & !0x1FFF,
                 _ => {}
             }
@@ -167,7 +173,13 @@ impl Cpu {
     }
 
     /// Translates a linear address and sets accessed and dirty bits; a failure is a page fault.
-    pub(super) fn resolve(&mut self, bus: &mut Bus, linear: u64, purpose: Purpose, context: u64) -> Result<u64, Stop> {
+    pub(super) fn resolve(
+        &mut self,
+        bus: &mut Bus,
+        linear: u64,
+        purpose: Purpose,
+        context: u64,
+    ) -> Result<Translation, Stop> {
         let walk = match self.walk(bus, linear, purpose, context) {
             Ok(walk) => walk,
             Err(error_code) => {
@@ -185,16 +197,16 @@ impl Cpu {
                 (true, false) => bus.write_physical(visited.gpa, updated as u32),
             }
         }
-        Ok(walk.gpa)
+        Ok(walk.to)
     }
 
     /// Translates a linear address for reading at the present privilege, changing nothing.
     pub(super) fn peek_translation(&self, bus: &Bus, linear: u64) -> Option<u64> {
-        if self.is_64() && !canonical(linear) {
+        if self.is_64() && !self.canonical(linear) {
             return None;
         }
         // SMAP does not count: the question is asked by the hypervisor, not by the guest.
         let context = self.data_context & !context::SMAP;
-        self.walk(bus, linear & self.linear_mask, Purpose::Read, context).ok().map(|walk| walk.gpa)
+        self.walk(bus, linear & self.linear_mask, Purpose::Read, context).ok().map(|walk| walk.to.gpa)
     }
 }

@@ -1,9 +1,9 @@
 //! Segment registers, descriptors, and far transfers of control (SDM 3A chapters 3, 5 and 6; SDM 2 by mnemonic).
 
-use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, STATUS, TF, VIF, VIP, VM};
-use super::mem::{Bus, context};
+use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, RF, STATUS, TF, VIF, VIP, VM};
+use super::mem::Bus;
 use super::op::{Op, RmDst, RmSrc, Source, Target, flag};
-use super::state::{CS, Cpu, DS, ES, FS, GS, LDTR, SS, Seg, Step, Stop, TR, access, canonical, vector};
+use super::state::{CS, Cpu, DS, ES, FS, GS, LDTR, SS, Seg, Step, Stop, TR, access, vector};
 use super::word::Word;
 
 /// Kinds of system descriptors: type with S clear.
@@ -237,7 +237,7 @@ impl Cpu {
         let selector = selector & !3 | u16::from(cpl);
         let seg = self.accessed(bus, descriptor, selector)?;
         let in_64 = self.long && seg.has(access::LONG);
-        let good = if in_64 { canonical(offset) } else { offset <= u64::from(seg.limit) };
+        let good = if in_64 { self.canonical(offset) } else { offset <= u64::from(seg.limit) };
         if !good {
             return Err(self.gp(0));
         }
@@ -410,7 +410,7 @@ impl Cpu {
     /// stack table (1 to 7). `ext` goes into error codes.
     pub(super) fn inner_stack(&mut self, bus: &mut Bus, cpl: u8, ist: Option<u8>, ext: u32) -> Result<NewStack, Stop> {
         let tr = *self.seg(TR);
-        let context = context::SYSTEM;
+        let context = self.system_context();
         let tss_error = error_of(tr.selector) | ext;
         let level = u32::from(cpl);
         if self.long {
@@ -422,7 +422,7 @@ impl Cpu {
                 return Err(self.raise_code(vector::TS, tss_error));
             }
             let sp = self.read_system(bus, tr.base.wrapping_add(u64::from(at)), 8)?;
-            if !canonical(sp) {
+            if !self.canonical(sp) {
                 return Err(self.raise_code(vector::SS, ext));
             }
             let seg = Seg::null(u16::from(cpl), cpl);
@@ -470,7 +470,7 @@ impl Cpu {
         let linear;
         let good = if self.long {
             linear = if stack.mask == u64::MAX { sp } else { stack.seg.base.wrapping_add(sp) & 0xFFFF_FFFF };
-            canonical(linear) && canonical(linear.wrapping_add(bytes - 1))
+            self.canonical(linear) && self.canonical(linear.wrapping_add(bytes - 1))
         } else {
             linear = stack.seg.base.wrapping_add(sp) & 0xFFFF_FFFF;
             let limit = u64::from(stack.seg.limit);
@@ -481,7 +481,7 @@ impl Cpu {
         if !good {
             return Err(self.raise_code(vector::SS, stack.error));
         }
-        self.write_linear(bus, linear, size, value, stack.context)?;
+        self.write_stack(bus, linear, size, value, stack.context)?;
         stack.sp = sp;
         Ok(())
     }
@@ -626,8 +626,8 @@ impl Cpu {
         Ok(())
     }
 
-    /// Sets RFLAGS from what IRET popped, with the rights of the privilege level that it left. RF is not taken over: it
-    /// only suppresses instruction breakpoints, which there are none of, until the next instruction is done.
+    /// Sets RFLAGS from what IRET popped, with the rights of the privilege level that it left. RF is taken over only where
+    /// it matters, since it holds for one instruction: while breakpoints are enabled.
     fn return_flags(&mut self, value: u64, bits: u32, from: u8) {
         let mut kept = VM | FIXED;
         if from > 0 {
@@ -639,7 +639,8 @@ impl Cpu {
         if bits == 16 {
             kept |= !0xFFFF;
         }
-        let defined = STATUS | TF | IF | DF | IOPL | NT | AC | VIF | VIP | ID;
+        let resume = if self.breakpoints.any() { RF } else { 0 };
+        let defined = STATUS | TF | IF | DF | IOPL | NT | AC | VIF | VIP | ID | resume;
         let old = self.rflags();
         self.set_rflags(old & kept | value & !kept & defined);
     }
@@ -749,7 +750,7 @@ impl Cpu {
         let mut seg = descriptor.seg(selector);
         if self.long {
             seg.base |= self.upper_half(bus, descriptor, selector)? << 32;
-            if !canonical(seg.base) {
+            if !self.canonical_base(seg.base) {
                 return Err(self.gp(error));
             }
         }

@@ -1,8 +1,9 @@
 //! The architectural state of one processor, and what is derived from it for speed.
 
+use super::debug::Breakpoints;
 use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF};
 use super::fpu::Fpu;
-use super::jumps::JumpCache;
+use super::jumps::{Jumps, Key};
 use super::mem::{Bus, Tlb};
 use super::word::{RDX, RIP, RSP, RegFile, Word};
 use crate::engine::{CpuidEntry, Exit, Kick, Unimplemented};
@@ -29,8 +30,10 @@ pub(super) mod cr0 {
 /// CR4.
 pub(super) mod cr4 {
     pub(in super::super) const TSD: u64 = 1 << 2;
+    pub(in super::super) const DE: u64 = 1 << 3;
     pub(in super::super) const PSE: u64 = 1 << 4;
     pub(in super::super) const PAE: u64 = 1 << 5;
+    pub(in super::super) const PGE: u64 = 1 << 7;
     pub(in super::super) const OSFXSR: u64 = 1 << 9;
     pub(in super::super) const OSXMMEXCPT: u64 = 1 << 10;
     pub(in super::super) const UMIP: u64 = 1 << 11;
@@ -254,6 +257,12 @@ pub(super) struct Cpu {
 
     /// The instruction that executes began with TF set, and a single-step trap comes behind it.
     pub(super) trap_due: bool,
+    /// SS was loaded: debug exceptions are put off by one instruction.
+    pub(super) debug_inhibited: bool,
+    /// Bits of DR6 for data breakpoints that the present instruction touched.
+    pub(super) debug_hits: u64,
+    /// What the debug registers watch.
+    pub(super) breakpoints: Breakpoints,
 
     // Events on their way in.
     pub(super) pending_exception: Option<Raised>,
@@ -270,6 +279,8 @@ pub(super) struct Cpu {
     pub(super) protected: bool,
     /// All ones in 64-bit mode, else 32 ones.
     pub(super) linear_mask: u64,
+    /// How many high bits of a linear address repeat the one below them.
+    pub(super) unused_linear_bits: u8,
     pub(super) stack_mask: u64,
     /// The highest offset that CS may be executed at.
     pub(super) code_limit: u64,
@@ -284,11 +295,12 @@ pub(super) struct Cpu {
 
     // Translation caches.
     pub(super) tlb: Tlb,
-    pub(super) jumps: JumpCache,
-    /// Goes up whenever linear addresses may translate differently.
-    pub(super) translation_epoch: u64,
+    pub(super) jumps: Jumps,
+    /// What entries of `jumps` must carry to be valid now.
+    pub(super) fetch_keys: [Key; 2],
     pub(super) seen_map_epoch: u64,
     pub(super) seen_marks_epoch: u64,
+    pub(super) seen_code_generation: u64,
 
     // The instruction in flight.
     /// Accesses of the present instruction that the outside has answered.
@@ -301,7 +313,8 @@ pub(super) struct Cpu {
     pub(super) asked: Option<Access>,
     pub(super) raised: Raised,
     pub(super) exit: Option<Exit>,
-    /// How many instructions of the present block shall execute; a store into decoded code sets it to 0.
+    /// How many instructions of the present block shall execute; a branch out of its middle, or a store into decoded code,
+    /// sets it to 0.
     pub(super) block_left: usize,
 
     // Time and accounting.
@@ -346,6 +359,9 @@ impl Kick for KickFlag {
     }
 }
 
+const UNUSED_LINEAR_BITS_48: u8 = 16;
+const UNUSED_LINEAR_BITS_57: u8 = 7;
+
 impl Cpu {
     /// A processor in the state after power-up (SDM 3A 9.1.1, table 9-1).
     pub(super) fn new() -> Cpu {
@@ -380,6 +396,9 @@ impl Cpu {
             shadow: false,
             nmi_blocked: false,
             trap_due: false,
+            debug_inhibited: false,
+            debug_hits: 0,
+            breakpoints: Breakpoints::default(),
             pending_exception: None,
             pending_nmi: false,
             pending_interrupt: None,
@@ -389,6 +408,7 @@ impl Cpu {
             long: false,
             protected: false,
             linear_mask: 0,
+            unused_linear_bits: 0,
             stack_mask: 0,
             code_limit: 0,
             data_context: 0,
@@ -396,10 +416,11 @@ impl Cpu {
             attention: 0,
             stale: false,
             tlb: Tlb::new(),
-            jumps: JumpCache::new(),
-            translation_epoch: 1,
+            jumps: Jumps::new(),
+            fetch_keys: [Key::default(); 2],
             seen_map_epoch: 0,
             seen_marks_epoch: 0,
+            seen_code_generation: 0,
             log: Vec::new(),
             log_used: 0,
             delivering: false,
@@ -475,6 +496,19 @@ impl Cpu {
         self.eflags & IF != 0
     }
 
+    /// Whether all bits above the linear address of the present paging mode repeat its highest.
+    #[inline(always)]
+    pub(super) fn canonical(&self, linear: u64) -> bool {
+        let unused = u32::from(self.unused_linear_bits & 63);
+        (linear as i64) << unused >> unused == linear as i64
+    }
+
+    /// The same for the widest linear address that the processor has: what registers hold.
+    pub(super) fn canonical_base(&self, linear: u64) -> bool {
+        let unused = if self.cr4_allowed & cr4::LA57 != 0 { UNUSED_LINEAR_BITS_57 } else { UNUSED_LINEAR_BITS_48 };
+        (linear as i64) << unused >> unused == linear as i64
+    }
+
     /// 64-bit mode (not compatibility mode).
     #[inline(always)]
     pub(super) fn is_64(&self) -> bool {
@@ -503,10 +537,13 @@ impl Cpu {
             () => 0xFFFF,
         };
         self.linear_mask = if self.is_64() { u64::MAX } else { 0xFFFF_FFFF };
+        let la57 = self.cr4 & cr4::LA57 != 0;
+        self.unused_linear_bits = if la57 { UNUSED_LINEAR_BITS_57 } else { UNUSED_LINEAR_BITS_48 };
         for number in ES..=TR {
             self.derive_seg(number);
         }
         self.fetch_context = self.code_size as u32 | u32::from(self.cpl == 3) << 2;
+        self.derive_fetch_keys();
         self.derive_flags();
         self.stale = false;
     }
@@ -562,7 +599,35 @@ impl Cpu {
     /// Forgets all translations.
     pub(super) fn flush_translations(&mut self) {
         self.tlb.flush();
-        self.translation_epoch += 1;
+        self.jumps.flush();
+        self.derive_fetch_keys();
+    }
+
+    /// Forgets the translations of pages that are not global.
+    pub(super) fn flush_local_translations(&mut self) {
+        self.tlb.flush_local();
+        self.jumps.flush_local();
+        self.derive_fetch_keys();
+    }
+
+    /// Goes from the address space with one PCID to that with another. `keep` if the latter's translations hold still.
+    pub(super) fn switch_address_space(&mut self, from: u16, to: u16, keep: bool) {
+        if from != to || !keep {
+            self.tlb.flush_local();
+        }
+        self.jumps.switch(from, to, keep);
+        self.derive_fetch_keys();
+    }
+
+    /// Forgets the translation of the page that an address lies in.
+    pub(super) fn forget_translation(&mut self, linear: u64) {
+        self.tlb.forget(linear);
+        self.jumps.forget(linear);
+        self.derive_fetch_keys();
+    }
+
+    fn derive_fetch_keys(&mut self) {
+        self.fetch_keys = self.jumps.keys(self.fetch_context);
     }
 
     /// Catches up with what other processors and the host did since this one last ran.
@@ -571,12 +636,31 @@ impl Cpu {
             self.seen_map_epoch = bus.map_epoch();
             self.flush_translations();
         }
-        if self.seen_marks_epoch != bus.marks_epoch() {
-            self.seen_marks_epoch = bus.marks_epoch();
-            self.tlb.forget_writes();
-        }
+        self.catch_up_with_marks(bus);
+        self.catch_up_with_code(bus);
         if self.stale {
             self.derive();
+        }
+    }
+
+    /// Pages that hold decoded code now may not be written past the bus any more.
+    pub(super) fn catch_up_with_marks(&mut self, bus: &Bus) {
+        if self.seen_marks_epoch == bus.marks_epoch() {
+            return;
+        }
+        match bus.marked_since(self.seen_marks_epoch) {
+            Some(pages) => pages.for_each(|page| self.tlb.forget_writes_to(page)),
+            None => self.tlb.forget_writes(),
+        }
+        self.seen_marks_epoch = bus.marks_epoch();
+    }
+
+    /// Blocks must be compared with memory again, or are gone: no short cut leads past that.
+    pub(super) fn catch_up_with_code(&mut self, bus: &Bus) {
+        if self.seen_code_generation != bus.code_generation() {
+            self.seen_code_generation = bus.code_generation();
+            self.jumps.flush();
+            self.derive_fetch_keys();
         }
     }
 
@@ -640,10 +724,4 @@ impl Cpu {
             }
         })
     }
-}
-
-/// Whether all bits above the implemented linear address repeat its highest (48-bit addresses).
-#[inline]
-pub(super) fn canonical(linear: u64) -> bool {
-    (linear as i64) << 16 >> 16 == linear as i64
 }

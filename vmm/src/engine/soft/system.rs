@@ -3,7 +3,7 @@
 use super::flags::{FIXED, IF, RF, TF, VM};
 use super::mem::Bus;
 use super::op::{Op, RmDst, Source, flag};
-use super::state::{Access, AccessKind, CS, Cpu, FS, GS, Step, Stop, Table, access, canonical, cr0, cr4, efer};
+use super::state::{Access, AccessKind, CS, Cpu, FS, GS, Step, Stop, Table, access, cr0, cr4, efer};
 use super::word::{R11, RAX, RBX, RCX, RDX, RSP, Word};
 use crate::engine::{CpuidEntry, Exit};
 
@@ -41,6 +41,11 @@ mod msr {
     pub(super) const TSC_AUX: u32 = 0xC000_0103;
 }
 
+/// The address space that CR3 names, while CR4.PCIDE is set.
+fn pcid_of(cr3: u64) -> u16 {
+    (cr3 & 0xFFF) as u16
+}
+
 /// Write-combining and fixed ranges are there.
 const MTRR_CAP_VALUE: u64 = 1 << 10 | 1 << 8 | VARIABLE_MTRRS as u64;
 
@@ -76,6 +81,7 @@ impl Cpu {
             (has(ebx7, 7), cr4::SMEP),
             (has(ebx7, 20), cr4::SMAP),
             (has(ecx7, 2), cr4::UMIP),
+            (has(ecx7, 16), cr4::LA57),
             (has(ecx1, 17), cr4::PCIDE),
             (has(ecx1, 26), cr4::OSXSAVE),
         ] {
@@ -125,28 +131,40 @@ impl Cpu {
     }
 
     fn write_cr3(&mut self, value: u64) -> Step {
-        // With PCIDs, bit 63 asks to keep translations; forgetting them is allowed all the same.
-        let value = if self.cr4 & cr4::PCIDE != 0 { value & !(1 << 63) } else { value };
+        /// With PCIDs: the new address space's translations hold still.
+        const KEEP: u64 = 1 << 63;
+        let pcids = self.cr4 & cr4::PCIDE != 0;
+        let keep = pcids && value & KEEP != 0;
+        let value = if pcids { value & !KEEP } else { value };
         if self.long && value & !self.physical_mask != 0 {
             return Err(self.gp(0));
         }
+        let (from, to) = (pcid_of(self.cr3), pcid_of(value));
         self.cr3 = value;
-        self.flush_translations();
+        if pcids {
+            self.switch_address_space(from, to, keep);
+        } else {
+            self.flush_local_translations();
+        }
         Ok(())
     }
 
     fn write_cr4(&mut self, value: u64) -> Step {
         let turns_on_pcid = value & !self.cr4 & cr4::PCIDE != 0;
+        let changed = self.cr4 ^ value;
         let invalid = value & !self.cr4_allowed != 0
-            || value & cr4::LA57 != 0
-            || self.long && value & cr4::PAE == 0
-            || turns_on_pcid && (!self.long || self.cr3 & 0xFFF != 0);
+            || self.long && (value & cr4::PAE == 0 || changed & cr4::LA57 != 0)
+            || turns_on_pcid && (!self.long || pcid_of(self.cr3) != 0);
         if invalid {
             return Err(self.gp(0));
         }
         self.cr4 = value;
-        self.flush_translations();
+        let translating = cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57;
+        if changed & translating != 0 {
+            self.flush_translations();
+        }
         self.derive();
+        self.derive_breakpoints();
         Ok(())
     }
 
@@ -180,7 +198,7 @@ impl Cpu {
                 | msr::GS_BASE
                 | msr::KERNEL_GS_BASE
         );
-        if must_be_canonical && !canonical(value) {
+        if must_be_canonical && !self.canonical_base(value) {
             return Err(self.gp(0));
         }
         match index {
@@ -368,9 +386,8 @@ pub(super) fn mov_to_cr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
 
 /// DR4 and DR5 are DR6 and DR7 unless CR4.DE is set.
 fn debug_register(cpu: &mut Cpu, number: u8) -> Result<usize, Stop> {
-    const DE: u64 = 1 << 3;
     match number {
-        4 | 5 if cpu.cr4 & DE != 0 => Err(cpu.ud()),
+        4 | 5 if cpu.cr4 & cr4::DE != 0 => Err(cpu.ud()),
         4 | 5 => Ok(usize::from(number) + 2),
         _ => Ok(usize::from(number & 7)),
     }
@@ -380,12 +397,13 @@ fn debug_register(cpu: &mut Cpu, number: u8) -> Result<usize, Stop> {
 pub(super) fn mov_from_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     let number = debug_register(cpu, op.extra)?;
     cpu.check_cpl0()?;
+    cpu.check_general_detection()?;
     let value = cpu.dr[number];
     put_system_width(cpu, op.dst, value);
     Ok(())
 }
 
-/// MOV to a debug register. Breakpoints and general detection are recorded as unimplemented when they are enabled.
+/// MOV to a debug register.
 pub(super) fn mov_to_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     let number = debug_register(cpu, op.extra)?;
     cpu.check_cpl0()?;
@@ -393,16 +411,13 @@ pub(super) fn mov_to_dr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     if number >= 6 && value >> 32 != 0 {
         return Err(cpu.gp(0));
     }
+    cpu.check_general_detection()?;
     cpu.dr[number] = match number {
         6 => value & 0xE00F | DR6_FIXED,
         7 => value & 0xFFFF_23FF | DR7_FIXED,
         _ => value,
     };
-    // L0 to G3, GD.
-    if number == 7 && value & 0x20FF != 0 {
-        let rip = cpu.rip().wrapping_sub(u64::from(op.len));
-        cpu.record_unimplemented("breakpoint in a debug register", rip);
-    }
+    cpu.derive_breakpoints();
     Ok(())
 }
 
@@ -435,24 +450,45 @@ pub(super) fn smsw<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
 }
 
 /// INVLPG.
-pub(super) fn invlpg(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
+pub(super) fn invlpg(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     cpu.check_cpl0()?;
-    // The address may lie in a large page, of which the translation cache holds pieces without knowing them for such.
-    cpu.flush_translations();
+    let linear = cpu.seg(op.seg).origin.wrapping_add(cpu.effective_address(op)) & cpu.linear_mask;
+    cpu.forget_translation(linear);
     Ok(())
 }
 
-/// INVPCID: every kind forgets everything, which all of them allow.
+/// Types of INVPCID.
+mod invpcid_type {
+    pub(super) const ADDRESS: u64 = 0;
+    pub(super) const CONTEXT: u64 = 1;
+    pub(super) const ALL: u64 = 2;
+    pub(super) const ALL_BUT_GLOBAL: u64 = 3;
+}
+
+/// INVPCID.
 pub(super) fn invpcid(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_cpl0()?;
     let kind = get_system_width(cpu, op.dst);
     let address = cpu.effective_address(op);
-    let _: u64 = cpu.read(bus, op.seg, address)?;
-    let _: u64 = cpu.read(bus, op.seg, op.truncate_address(address.wrapping_add(8)))?;
-    if kind > 3 {
+    let low: u64 = cpu.read(bus, op.seg, address)?;
+    let linear: u64 = cpu.read(bus, op.seg, op.truncate_address(address.wrapping_add(8)))?;
+    let pcid = pcid_of(low);
+    let names_space = matches!(kind, invpcid_type::ADDRESS | invpcid_type::CONTEXT);
+    let invalid = kind > invpcid_type::ALL_BUT_GLOBAL
+        || low >> 12 != 0
+        || kind == invpcid_type::ADDRESS && !cpu.canonical(linear)
+        || names_space && pcid != 0 && cpu.cr4 & cr4::PCIDE == 0;
+    if invalid {
         return Err(cpu.gp(0));
     }
-    cpu.flush_translations();
+    let present = cpu.cr4 & cr4::PCIDE == 0 || pcid_of(cpu.cr3) == pcid;
+    match kind {
+        invpcid_type::ADDRESS if present => cpu.forget_translation(linear),
+        invpcid_type::CONTEXT if present => cpu.flush_local_translations(),
+        invpcid_type::ADDRESS | invpcid_type::CONTEXT => cpu.jumps.forget_space(pcid),
+        invpcid_type::ALL => cpu.flush_translations(),
+        _ => cpu.flush_local_translations(),
+    }
     Ok(())
 }
 
@@ -472,7 +508,7 @@ pub(super) fn load_table<const IDT: bool, T: Word>(cpu: &mut Cpu, bus: &mut Bus,
         32 => u64::from(cpu.read::<u32>(bus, op.seg, at)?),
         _ => cpu.read::<u64>(bus, op.seg, at)?,
     };
-    if !canonical(base) {
+    if !cpu.canonical_base(base) {
         return Err(cpu.gp(0));
     }
     let table = Table { base, limit };
@@ -522,7 +558,7 @@ pub(super) fn read_base<T: Word>(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
 pub(super) fn write_base<T: Word>(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     check_fsgsbase(cpu)?;
     let base = cpu.get::<T>(op.dst).zx();
-    if !canonical(base) {
+    if !cpu.canonical_base(base) {
         return Err(cpu.gp(0));
     }
     cpu.seg_mut(op.extra).base = base;
@@ -569,7 +605,7 @@ pub(super) fn sysret<T: Word>(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
     }
     cpu.check_cpl0()?;
     let target = cpu.get::<T>(RCX).zx();
-    if !canonical(target) {
+    if !cpu.canonical(target) {
         return Err(cpu.gp(0));
     }
     let base = (cpu.msrs.star >> 48) as u16;
@@ -607,7 +643,7 @@ pub(super) fn sysexit<T: Word>(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
     }
     let (rip, rsp) = (cpu.get::<T>(RDX).zx(), cpu.get::<T>(RCX).zx());
     let is_64 = T::BITS == 64;
-    if is_64 && !(canonical(rip) && canonical(rsp)) {
+    if is_64 && !(cpu.canonical(rip) && cpu.canonical(rsp)) {
         return Err(cpu.gp(0));
     }
     let (cs, ss) = if is_64 { (32, 40) } else { (16, 24) };

@@ -81,6 +81,27 @@ fn a_fault_that_userspace_injects_is_the_msr_accesss_own() {
     assert_eq!(completions.lock().expect("one thread")[0], Completion::GeneralProtection);
 }
 
+/// Linux reads IA32_MISC_ENABLE before it has an IDT: a fault would be a triple fault.
+#[test]
+fn misc_enable_is_there_and_hardly_changes() {
+    const MSR: u32 = 0x1a0;
+    const XD_DISABLE: u64 = 1 << 34;
+    let value = 1 << 12 | 1 << 11 | 1;
+    let script = Scripted::new().vcpu(
+        0,
+        [
+            Exit::RdMsr { index: MSR },
+            Exit::WrMsr { index: MSR, value: value | XD_DISABLE },
+            Exit::WrMsr { index: MSR, value: value | 1 << 18 },
+        ],
+    );
+    let completions = script.completions();
+    on_13_2(script, |_, vmm| {
+        assert_eq!(exitcode_of(vmm, 0), "WRMSR", "MONITOR cannot be turned on");
+    });
+    assert_eq!(completions.lock().expect("one thread")[..2], [Completion::Value(value), Completion::Done]);
+}
+
 #[test]
 fn accesses_that_no_device_takes() {
     let script = Scripted::new().vcpu(

@@ -3,6 +3,7 @@
 
 mod boot;
 mod code;
+mod debug;
 mod devices;
 mod events;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
