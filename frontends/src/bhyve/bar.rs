@@ -7,7 +7,7 @@
 
 use super::machine::Machine;
 use super::process::{Run, status};
-use crate::libvmmapi::VM_FRAMEBUFFER;
+use crate::libvmmapi::Segment;
 use crate::pc::pci::{BAR_BASE, BAR_SIZE};
 
 /// `PROT_READ | PROT_WRITE`.
@@ -17,8 +17,8 @@ const PROT_READ_WRITE: i32 = 3;
 pub(super) fn init(machine: &Machine) -> Run<()> {
     let Machine { process, vm, bar, .. } = machine;
     let failed = |errno| process.err(status::ERROR, "init_pci: framebuffer", errno);
-    vm.create_devmem(VM_FRAMEBUFFER, "framebuffer", BAR_SIZE).map_err(failed)?;
-    vm.mmap_memseg(BAR_BASE, VM_FRAMEBUFFER, 0, BAR_SIZE, PROT_READ_WRITE).map_err(failed)?;
+    vm.create_devmem(Segment::Framebuffer, "framebuffer", BAR_SIZE).map_err(failed)?;
+    vm.map_segment(BAR_BASE, Segment::Framebuffer, 0, BAR_SIZE, PROT_READ_WRITE).map_err(failed)?;
     *bar.lock() = Some(BAR_BASE);
     Ok(())
 }
@@ -31,7 +31,7 @@ pub(super) fn move_to(machine: &Machine, to: Option<u64>) {
         process.eprintln("pci_fbuf: munmap_memseg failed");
     }
     let Some(to) = to else { return };
-    match vm.mmap_memseg(to, VM_FRAMEBUFFER, 0, BAR_SIZE, PROT_READ_WRITE) {
+    match vm.map_segment(to, Segment::Framebuffer, 0, BAR_SIZE, PROT_READ_WRITE) {
         Ok(()) => *bar.lock() = Some(to),
         Err(_) => process.eprintln("pci_fbuf: mmap_memseg failed"),
     }

@@ -1,6 +1,9 @@
 //! Exits of VM_RUN as types.
 
-use vmm::abi::{ExitInout, ExitInstEmul, ExitIpi, ExitMsr, ExitSpinupAp, ExitSuspended, ExitVmx, VmExit, exitcode};
+use vmm::abi::illumos::{self, VmMmio};
+use vmm::abi::{
+    ExitInout, ExitInstEmul, ExitIpi, ExitMsr, ExitSpinupAp, ExitSuspended, ExitVmx, VmExit, exitcode, v14,
+};
 use vmm::cpuset::CpuSet;
 
 /// Why VM_RUN returned.
@@ -43,6 +46,12 @@ pub(crate) enum Reason {
     Mtrap,
     /// An access to memory that the kernel does not emulate.
     InstEmul(Box<ExitInstEmul>),
+    /// illumos: an access to memory that the kernel does not emulate, the instruction decoded.
+    Mmio(VmMmio),
+    /// illumos: an instruction that the kernel cannot emulate; its bytes.
+    NotEmulated(Vec<u8>),
+    /// illumos: the vCPU's run state is to be looked at.
+    RunState,
     /// The guest started an AP.
     SpinupAp {
         /// Which.
@@ -108,6 +117,46 @@ impl Exit {
         }
         let ipi = raw.payload::<ExitIpi>();
         Exit { reason: Reason::Ipi { mode: ipi.mode, vector: ipi.vector, targets: ipi.dmask() }, ..exit }
+    }
+
+    /// As [`Exit::parse_with_ipi`], with the set beside the exit, as from 14 on (e17eca327633, D40113).
+    pub(super) fn parse_with_set(raw: &VmExit, targets: impl FnOnce() -> CpuSet) -> Exit {
+        let exit = Exit::parse(raw);
+        if raw.exitcode != exitcode::IPI {
+            return exit;
+        }
+        let ipi = raw.payload::<v14::ExitIpi>();
+        Exit { reason: Reason::Ipi { mode: ipi.mode, vector: ipi.vector, targets: targets() }, ..exit }
+    }
+
+    /// Decodes an exit of illumos, whose codes are a number space of their own.
+    pub(super) fn parse_illumos(raw: &illumos::VmExit) -> Exit {
+        use illumos::exitcode;
+        let reason = match raw.exitcode {
+            exitcode::INOUT => {
+                let inout = raw.payload::<illumos::VmInout>();
+                Reason::Inout(ExitInout::new(inout.bytes, inout.is_in(), inout.port, inout.eax))
+            }
+            exitcode::MMIO => Reason::Mmio(raw.payload()),
+            exitcode::INST_EMUL => {
+                let exit = raw.payload::<illumos::ExitInstEmul>();
+                Reason::NotEmulated(exit.inst[..usize::from(exit.num_valid).min(15)].to_vec())
+            }
+            exitcode::VMX => Reason::Vmx(raw.payload()),
+            exitcode::BOGUS => Reason::Bogus,
+            exitcode::RDMSR => Reason::Rdmsr { code: raw.payload::<ExitMsr>().code },
+            exitcode::WRMSR => {
+                let msr = raw.payload::<ExitMsr>();
+                Reason::Wrmsr { code: msr.code, value: msr.wval }
+            }
+            exitcode::HLT => Reason::Hlt,
+            exitcode::MTRAP => Reason::Mtrap,
+            exitcode::SUSPENDED => Reason::Suspended { how: raw.payload::<illumos::ExitSuspended>().how },
+            exitcode::RUN_STATE => Reason::RunState,
+            exitcode::DEBUG => Reason::Debug,
+            _ => Reason::Other,
+        };
+        Exit { code: raw.exitcode, rip: raw.rip, inst_length: raw.inst_length, reason }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::speed;
 use crate::cell::EngineKind;
 use crate::gdb::DebuggedEngine;
+use crate::matrix::OsGuest;
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -60,13 +61,14 @@ impl Engines {
         }
     }
 
-    /// The engine, if it is fast enough for an operating system. `soft` always is, for its time is its own.
+    /// The engine for a cell with this guest: an operating system needs one that is fast enough. `soft` always is, for its
+    /// time is its own.
     ///
     /// # Errors
     /// Why it cannot be used here, in one sentence: with the measured speed when it is too slow.
-    pub fn get_for_os(&self, kind: EngineKind) -> Result<Arc<dyn Engine>, String> {
+    pub fn get_for(&self, kind: EngineKind, os_guest: Option<&OsGuest>) -> Result<Arc<dyn Engine>, String> {
         let engine = self.get(kind)?;
-        if kind == EngineKind::Kvm {
+        if kind == EngineKind::Kvm && os_guest.is_some() {
             let mips = self.kvm_mips.get_or_init(|| speed::measure(&*engine)).clone()?;
             if mips < speed::NEEDED_MIPS {
                 return Err(format!(
