@@ -162,6 +162,27 @@ fn one_device_more_changes_nothing_for_who_leaves_it_alone() {
 }
 
 #[test]
+fn many_aps_on_the_kernel_of_the_same_time() {
+    for (frontend, kernel, cpus) in [
+        ("bhyve-10.0", "fbsd-10.0", 16),
+        ("bhyve-13.1", "fbsd-13.1", 16),
+        ("bhyve-9cc9abf4", "fbsd-13.1", 16),
+        ("bhyve-0bda8d3e", "main-0bda8d3e", 16),
+        ("bhyve-13.2", "fbsd-13.2", 32),
+        ("bhyve-14", "fbsd-14", 64),
+        ("bhyve-15", "fbsd-15", 64),
+        ("illumos-bhyve", "illumos", 32),
+        ("propolis", "illumos", 32),
+        ("qemu-bhyve", "fbsd-15", 2),
+    ] {
+        for apic in ApicMode::ALL {
+            let cell = Cell::run_in(frontend, kernel, apic, cpus);
+            assert_eq!((&*cell.outcome(), cell.aps_online()), ("ok", usize::from(cpus) - 1), "{frontend} {apic}");
+        }
+    }
+}
+
+#[test]
 fn an_older_kernel_refuses_newer_userspace() {
     assert_outcomes(&[
         ("bhyve-15", "fbsd-13.2", "exit 4: bhyve: vm_openf: No such file or directory"),
