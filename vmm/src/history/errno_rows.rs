@@ -72,6 +72,9 @@ rows! {
     "getnext-end": "VM_MMAP_GETNEXT past the last mapping" => "ENOENT", Inferred;
     "stats-index": "VM_STATS from an index past the last" => "ENOENT", Inferred;
     "stat-desc-index": "VM_STAT_DESC past the last" => "EINVAL", Read;
+    "snapshot-buffer": "VM_SNAPSHOT_REQ with a buffer that is too small" => "E2BIG", Read;
+    "snapshot-structure": "VM_SNAPSHOT_REQ of a structure that there is not" => "EINVAL", Read;
+    "snapshot-unallocated": "restoring a vCPU that is not allocated" => "EINVAL on kernels that allocate on first use", Commit;
     "run-state-pending-init": "VM_SET_RUN_STATE with an INIT pending" => "EINVAL", Read;
     "reset-cpu-kind": "VM_RESET_CPU of a kind that there is not" => "EINVAL", Read;
     "entry-unasked": "VM_RUN on illumos with a result that nobody asked for" => "EINVAL", Inferred;

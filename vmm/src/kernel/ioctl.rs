@@ -517,8 +517,9 @@ impl Vm {
                 description.desc[..name.len()].copy_from_slice(name.as_bytes());
                 store(arg, &description);
             }
-            // No kernel here is built with BHYVE_SNAPSHOT yet.
-            VM_SNAPSHOT_REQ | VM_RESTORE_TIME => return Err(Errno::ENOTTY),
+            VM_SNAPSHOT_REQ => self.snapshot_req(st, form, arg)?,
+            // Devices keep the time of the host, which needs no setting right.
+            VM_RESTORE_TIME => {}
             other => unreachable!("{} stands in REQUESTS", request_name(other)),
         }
         self.deliver_signals(st);
@@ -604,9 +605,9 @@ impl Vm {
     }
 }
 
-/// Requests for which no vCPU must run (`vcpu_lock_all`). \[inferred]
+/// Requests for which no vCPU must run (`vcpu_lock_all`). \[read]
 fn of_whole_vm(request: Request) -> bool {
-    [VM_ALLOC_MEMSEG, VM_MMAP_MEMSEG, VM_MUNMAP_MEMSEG, VM_REINIT].contains(&request)
+    [VM_ALLOC_MEMSEG, VM_MMAP_MEMSEG, VM_MUNMAP_MEMSEG, VM_REINIT, VM_SNAPSHOT_REQ, VM_RESTORE_TIME].contains(&request)
 }
 
 fn load<T: FromBytes>(arg: &[u8]) -> T {

@@ -5,7 +5,8 @@
 //! * `vm`: the virtual machine, its sets of vCPUs, who waits for whom; `vcpu`: one vCPU; `memory`: segments and mappings.
 //! * `ioctl`: the dispatcher between bytes and methods.
 //! * `run`: VM_RUN; `ipi`: what a write to the ICR does, by the behaviour of the kernel; `rendezvous`.
-//! * `run_state`: illumos's way with INIT and STARTUP; `generation`: which requests a kernel knows; `control`: `/dev/vmmctl`.
+//! * `run_state`: illumos's way with INIT and STARTUP; `generation`: which requests a kernel knows; `control`: `/dev/vmmctl`;
+//!   `snapshot`: VM_SNAPSHOT_REQ.
 //! * `board`: the interrupt controllers and timers that vCPUs share; `interrupts`: from them to the local APICs; `cpuid`.
 
 mod board;
@@ -19,6 +20,7 @@ mod memory;
 mod rendezvous;
 mod run;
 mod run_state;
+mod snapshot;
 mod vcpu;
 mod vm;
 
@@ -62,6 +64,7 @@ struct Vms {
 pub struct Device(Arc<Vm>);
 
 pub use control::ControlDevice;
+pub use run::Parked;
 
 /// Guest memory mapped into the process.
 #[derive(Clone, Debug)]
@@ -157,6 +160,22 @@ impl Kernel {
     pub fn instructions(&self) -> Option<u64> {
         let vms = self.0.vms.lock();
         vms.by_name.values().chain(&vms.destroyed).map(|vm| vm.instructions()).sum()
+    }
+
+    /// What the vCPUs of this host did while they were suspended, by number, over all VMs. Only those that were. Not a system call: for
+    /// whoever runs the model.
+    #[must_use]
+    pub fn parked(&self) -> BTreeMap<usize, Parked> {
+        let vms = self.0.vms.lock();
+        let mut all = BTreeMap::<usize, Parked>::new();
+        for vm in vms.by_name.values().chain(&vms.destroyed) {
+            for (id, parked) in vm.parked() {
+                let sum = all.entry(id).or_default();
+                sum.exits += parked.exits;
+                sum.ns += parked.ns;
+            }
+        }
+        all
     }
 
     fn find(&self, name: &str) -> Result<Arc<Vm>, Errno> {

@@ -48,6 +48,31 @@ enum Next {
     Userspace(VmExit),
 }
 
+/// What a suspended vCPU did: how often its thread came out of VM_RUN with VM_EXITCODE_DEBUG, and for how long it did nothing else.
+///
+/// A thread that comes straight back has a round trip of [`DEBUG_ROUND_TRIP_NS`], half a million exits a second and a whole host CPU;
+/// one that sleeps a millisecond in between has less than a thousand (D39174).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parked {
+    /// Exits.
+    pub exits: u64,
+    /// From the first of them until the vCPU was let in again, in nanoseconds of the cell's time.
+    pub ns: u64,
+}
+
+impl Parked {
+    /// Exits a second; 0 for a vCPU that was not suspended for any time.
+    #[must_use]
+    pub fn exits_per_second(self) -> f64 {
+        if self.ns == 0 { 0.0 } else { self.exits as f64 * 1e9 / self.ns as f64 }
+    }
+}
+
+/// What it takes a thread to go into VM_RUN and to come out with VM_EXITCODE_DEBUG, userspace's loop included, in nanoseconds. A round figure
+/// for a host of the time. \[unverified]
+const DEBUG_ROUND_TRIP_NS: u64 = 2_000;
+/// A thread that is back after so many nanoseconds did nothing else in between.
+const STRAIGHT_BACK_NS: u64 = 20_000;
 /// What a switch from the guest to the kernel and back takes, in nanoseconds of virtual time.
 const EXIT_NS: u64 = 200;
 /// EPT violation (SDM 3C appendix C), and its qualification for an instruction fetch (table 28-7).
@@ -75,20 +100,39 @@ impl Vm {
         if let Ok(exit) = &result {
             let vcpu = st.vcpu(id);
             vcpu.count(Counter::UserspaceExits);
-            vcpu.debug_streak = if exit.exitcode == exitcode::DEBUG { vcpu.debug_streak.saturating_add(1) } else { 0 };
+            if exit.exitcode == exitcode::DEBUG {
+                vcpu.debug_streak = vcpu.debug_streak.saturating_add(1);
+                vcpu.debug_exit_at = self.host.now();
+                vcpu.parked.exits += 1;
+            } else {
+                (vcpu.debug_streak, vcpu.spin_streak) = (0, 0);
+            }
         }
         result
     }
 
     /// A thread whose vCPU is suspended comes back at once, again and again. It burns host time that way; here the loop
-    /// passes in longer and longer steps of virtual time, and anything that concerns the vCPU ends a step.
+    /// passes in longer and longer steps of virtual time, and anything that concerns the vCPU ends a step. Each step counts for the
+    /// exits that a host would have had in it. A thread that slept in between is let in at once.
     fn pace_debug_loop(&self, st: &mut State<'_>, id: usize) {
         const SHORTEST_NS: u64 = 1_000;
         const LONGEST_DOUBLINGS: u32 = 10;
-        let streak = st.vcpu(id).debug_streak;
+        let vcpu = st.vcpu(id);
+        if vcpu.debug_streak == 0 {
+            return;
+        }
+        let back_at = self.host.now();
+        let straight_back = back_at - vcpu.debug_exit_at < STRAIGHT_BACK_NS;
+        vcpu.spin_streak = if straight_back { vcpu.spin_streak.saturating_add(1) } else { 0 };
+        let streak = vcpu.spin_streak;
         if streak > 1 && st.debug.contains(id) && !self.rendezvous_pending(st, id) && !st.is_suspended() {
             self.wait(st, self.vcpu_channel(id), SHORTEST_NS << streak.min(LONGEST_DOUBLINGS));
+            let paced = self.host.now() - back_at;
+            st.vcpu(id).parked.exits += paced / DEBUG_ROUND_TRIP_NS;
         }
+        let now = self.host.now();
+        let vcpu = st.vcpu(id);
+        vcpu.parked.ns += now - vcpu.debug_exit_at;
     }
 
     /// Who made the thread come out (VM_EXITCODE_REQIDLE, or another exit that came first) gets hold of the vCPU before the

@@ -28,11 +28,6 @@ impl RunState {
     pub(super) fn runs(self) -> bool {
         self.state & (vrs::RUN | vrs::PEND_INIT) == vrs::RUN
     }
-
-    /// The state as a snapshot keeps it: not what led to it.
-    pub(super) fn restored(state: u32, sipi_vector: u8) -> RunState {
-        RunState { state, sipi_vector, init_cause: None, sipi_cause: None }
-    }
 }
 
 impl Vm {
@@ -125,7 +120,8 @@ impl Vm {
         }
         let vcpu = st.vcpu(id);
         let began = wanted.state & !vcpu.run_state.state & vrs::RUN != 0;
-        vcpu.run_state = RunState::restored(wanted.state, wanted.sipi_vector);
+        let VmRunState { state, sipi_vector, .. } = wanted;
+        vcpu.run_state = RunState { state, sipi_vector, init_cause: None, sipi_cause: None };
         vcpu.fresh |= began;
         self.notify(st, id);
         Ok(())

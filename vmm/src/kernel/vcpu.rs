@@ -1,11 +1,13 @@
 //! One vCPU: `struct vcpu` and what it is doing.
 
+use super::run::Parked;
 use super::run_state::RunState;
 use crate::abi::{Errno, cap, illumos};
 use crate::cpuset::CpuSet;
 use crate::device::vlapic::Vlapic;
 use crate::engine::{Completion, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc};
 use crate::trace::Seq;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Who may touch a vCPU (`enum vcpu_state`): IDLE nobody yet, FROZEN the holder of its lock, RUNNING the guest, SLEEPING
@@ -32,7 +34,7 @@ impl VcpuState {
 }
 
 /// Start-up state of a local APIC until c0f35dbf19c3 (`enum boot_state`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum BootState {
     /// BS_INIT: an AP that waits for INIT.
     Init,
@@ -128,6 +130,10 @@ pub(super) struct Vcpu {
     pub(super) guest_cause: Option<Seq>,
     /// How often in a row the thread came back only to hear VM_EXITCODE_DEBUG again.
     pub(super) debug_streak: u32,
+    /// How often in a row it came straight back, and when it last heard it.
+    pub(super) spin_streak: u32,
+    pub(super) debug_exit_at: u64,
+    pub(super) parked: Parked,
     /// How often in a row the guest executed PAUSE with next to nothing in between, and how many instructions it had executed
     /// at the last one.
     pub(super) pause_streak: u32,
@@ -191,6 +197,9 @@ impl Vcpu {
             start_cause: None,
             guest_cause: None,
             debug_streak: 0,
+            spin_streak: 0,
+            debug_exit_at: 0,
+            parked: Parked::default(),
             pause_streak: 0,
             pause_instructions: 0,
             engine: None,
@@ -210,7 +219,7 @@ impl Vcpu {
                 engine.set_reg(reg, 0);
             }
         }
-        Vcpu { state: self.state, engine, kick: self.kick, ..Vcpu::new(self.id) }
+        Vcpu { state: self.state, engine, kick: self.kick, parked: self.parked, ..Vcpu::new(self.id) }
     }
 
     pub(super) fn count(&mut self, counter: Counter) {

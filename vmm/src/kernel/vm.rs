@@ -3,6 +3,7 @@
 use super::board::Board;
 use super::memory::Memory;
 use super::rendezvous::Rendezvous;
+use super::run::Parked;
 use super::vcpu::{Vcpu, VcpuState};
 use crate::abi::{Errno, VmCpuTopology, suspend};
 use crate::cpuset::CpuSet;
@@ -86,6 +87,12 @@ impl Vm {
     pub(super) fn instructions(&self) -> Option<u64> {
         let st = self.lock();
         st.vcpus.iter().flatten().filter_map(|vcpu| Some(vcpu.engine.as_ref()?.instructions())).sum()
+    }
+
+    /// What the vCPUs did while they were suspended; only those that were.
+    pub(super) fn parked(&self) -> Vec<(usize, Parked)> {
+        let st = self.lock();
+        st.vcpus.iter().flatten().filter(|vcpu| vcpu.parked.exits > 0).map(|vcpu| (vcpu.id, vcpu.parked)).collect()
     }
 
     /// `vm_init`: the vCPUs that exist from the start.

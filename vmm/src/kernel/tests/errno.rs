@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::Reg;
-use crate::history::{ERRNO_ROWS, MaxCpus, StatsAbi, VcpuAllocation};
+use crate::history::{ERRNO_ROWS, MaxCpus, SnapshotAbi, StatsAbi, VcpuAllocation};
 use crate::host::End;
 use crate::trace::{Event, Record};
 
@@ -170,12 +170,15 @@ const BODIES: &[(&str, Body)] = &[
             (v12::VM_GET_MEMSEG, freebsd),
             (VM_GET_MEMSEG, freebsd && b.memseg != MemsegAbi::Name64),
             (v15::VM_GET_MEMSEG, b.memseg == MemsegAbi::Domains),
+            (VM_SNAPSHOT_REQ, b.snapshot != SnapshotAbi::Absent),
+            (v14::VM_SNAPSHOT_REQ, b.snapshot == SnapshotAbi::WithoutContext),
             (illumos::VM_SET_RUN_STATE, case.illumos()),
         ];
+        case.touch();
         for (request, known) in knows {
             // No vCPU and no segment has this number, so that what is known is refused for another reason.
-            let mut arg = [0xff; 1024];
-            let errno = case.vmm.device.ioctl(request, &mut arg).expect_err("all ones make no sense");
+            let mut arg = [0x7f; 1024];
+            let errno = case.vmm.device.ioctl(request, &mut arg).expect_err("no such vCPU or segment");
             assert_eq!(errno != Errno::ENOTTY, known, "{} {request:x?}", request_name(request));
         }
     }),
@@ -359,14 +362,13 @@ const BODIES: &[(&str, Body)] = &[
     ("mmap-old-segment", |case| {
         const BOOTROM: i32 = 1;
         case.touch();
-        // As a userspace that knows nothing of 15 allocates it.
-        let old = VmMemseg::new(BOOTROM, 4096, "bootrom");
-        let allocated = case.vmm.call(VM_ALLOC_MEMSEG, old).map(drop);
         if case.illumos() || case.vmm.behaviour.memseg == MemsegAbi::Name64 {
-            // Its own structure has no such generation.
+            // There is but one generation of its structure.
             case.vmm.alloc_memseg(BOOTROM, 4096, "bootrom").expect("memory");
         } else {
-            assert_eq!(allocated, Ok(()));
+            // As a userspace that knows nothing of 15 allocates it.
+            let old = VmMemseg::new(BOOTROM, 4096, "bootrom");
+            assert_eq!(case.vmm.call(VM_ALLOC_MEMSEG, old).map(drop), Ok(()));
             let found = case.vmm.call(VM_GET_MEMSEG, VmMemseg { len: 0, ..old });
             assert_eq!(found.map(|memseg| (memseg.len, memseg.name())), Ok((4096, "bootrom".to_owned())));
         }
@@ -505,7 +507,8 @@ fn every_row_over_every_kernel() {
 
 #[test]
 fn every_declared_row_has_a_test() {
-    let tested: Vec<_> = BODIES.iter().map(|(id, _)| *id).collect();
+    let snapshots = super::snapshot::ROWS;
+    let tested: Vec<_> = BODIES.iter().map(|(id, _)| *id).chain(snapshots.iter().copied()).collect();
     for row in ERRNO_ROWS {
         assert_eq!(tested.iter().filter(|id| **id == row.id).count(), 1, "{}", row.id);
     }

@@ -4,9 +4,13 @@
 mod arguments;
 mod errno;
 mod idle;
+mod parked;
 mod run;
+mod run_state;
 pub(super) mod scripted;
+mod snapshot;
 mod startup;
+mod versions;
 
 use super::{Device, Kernel};
 use crate::abi::*;
