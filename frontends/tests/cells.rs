@@ -156,6 +156,32 @@ fn a_debugger_that_lets_go_starts_aps_at_the_reset_vector() {
     assert_eq!(Cell::run("bhyve-13.1+gdb", "fbsd-13.1", 2).outcome(), "ok");
 }
 
+/// The new process has a new VM, and the guest goes on in it: nobody boots again.
+#[test]
+fn a_checkpoint_is_restored_into_a_new_vm() {
+    for (frontend, kernel, make) in [
+        ("bhyve-13.1", "fbsd-13.1", "sysctl hw.vmm.create"),
+        ("bhyve-13.2", "main-c0f35dbf", "sysctl hw.vmm.create"),
+        ("bhyve-14", "fbsd-14", "sysctl hw.vmm.create"),
+        ("bhyve-15", "fbsd-15", "VMMCTL_VM_CREATE"),
+    ] {
+        let cell = Cell::run(&format!("{frontend}+restore"), kernel, 4);
+        assert_eq!((&*cell.outcome(), &*cell.stderr), ("ok", ""), "{frontend}@{kernel}");
+        let count =
+            |wanted: &dyn Fn(&Event) -> bool| cell.trace.records.iter().filter(|record| wanted(&record.event)).count();
+        let made = |event: &Event| match event {
+            Event::Syscall { name, errno } | Event::Ioctl { name, errno, .. } => name == make && *errno == 0,
+            _ => false,
+        };
+        assert_eq!(count(&made), 2, "{frontend}@{kernel}");
+        let booted = |event: &Event| matches!(event, Event::Report(GuestReport::Boot { .. }));
+        let online = |event: &Event| matches!(event, Event::Report(GuestReport::ApOnline { .. }));
+        assert_eq!((count(&booted), count(&online)), (1, 3), "{frontend}@{kernel}");
+        let of_image = |event: &Event| matches!(event, Event::Ioctl { name, .. } if name == "VM_SNAPSHOT_REQ");
+        assert_eq!(count(&of_image), 18, "nine structures, out and in");
+    }
+}
+
 #[test]
 fn one_device_more_changes_nothing_for_who_leaves_it_alone() {
     assert_outcomes(&[("bhyve-13.1+passthru", "fbsd-13.1", "ok"), ("bhyve-13.2+passthru", "fbsd-13.2", "ok")]);
