@@ -27,7 +27,7 @@ impl Cell {
 
     fn run_in(frontend: &str, kernel: &str, apic: ApicMode, cpus: u16) -> Cell {
         let frontend: Frontend = frontend.parse().expect("a frontend");
-        let kernel = KernelVersion::all().find(|known| *known.name == *kernel).expect("a kernel");
+        let kernel = KernelVersion::parse(kernel).expect("a kernel");
         let guest: Guest = "mp-spec".parse().expect("a guest");
         let host = Host::virtual_time(0, LIMIT_NS);
         let kernel = Kernel::boot(&host, &kernel, Arc::new(SoftEngine::new()));
@@ -205,6 +205,31 @@ fn many_aps_on_the_kernel_of_the_same_time() {
             let cell = Cell::run_in(frontend, kernel, apic, cpus);
             assert_eq!((&*cell.outcome(), cell.aps_online()), ("ok", usize::from(cpus) - 1), "{frontend} {apic}");
         }
+    }
+}
+
+#[test]
+fn without_its_compat_option_a_kernel_does_not_know_an_older_number() {
+    assert_outcomes(&[
+        ("bhyve-13.2", "fbsd-14-compat13", "exit 1: vm_run error -1, errno 25"),
+        ("bhyve-10.0", "fbsd-13.1-compat12", "exit 4: Unable to setup memory (25)"),
+        ("bhyve-14", "fbsd-15-compat14", "exit 4: Unable to setup memory (25)"),
+    ]);
+}
+
+#[test]
+fn more_vcpus_than_an_older_cpuset_can_hold() {
+    let assertion = "abort: Assertion failed: (CPU_ISSET(vcpu, &active_cpus)), function vm_loop, file bhyverun.c.";
+    assert_eq!(Cell::run("bhyve-13.2", "fbsd-14", 300).outcome(), assertion, "VM_GET_CPUS says ERANGE");
+    for (frontend, kernel) in [("bhyve-14", "fbsd-14"), ("bhyve-15", "fbsd-15")] {
+        let cell = Cell::run_in(frontend, kernel, ApicMode::X2apic, 1000);
+        let threads = cell.trace.records.iter().filter(|record| matches!(record.event, Event::VcpuActivated)).count();
+        assert_eq!((threads, &*cell.stderr), (1000, ""), "{frontend}");
+        let found = cell.trace.records.iter().find_map(|record| match record.event {
+            Event::Report(GuestReport::CpusFound { cpus, .. }) => Some(cpus),
+            _ => None,
+        });
+        assert!(found.is_none_or(|cpus| cpus == 1000), "{frontend}: {found:?}");
     }
 }
 
