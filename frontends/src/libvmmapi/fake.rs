@@ -381,7 +381,7 @@ impl DeviceFile for FakeKernel {
                 self.call(name.to_owned())?;
                 let state = self.state.lock();
                 let set = if head.which == 0 { state.active } else { state.debug };
-                let size = head.cpusetsize as usize;
+                let size = usize::try_from(head.cpusetsize).expect("a size");
                 argument[head.cpus as usize..][..size].copy_from_slice(&set.words().as_bytes()[..size]);
             }
             abi::VM_GET_MEMSEG | abi::VM_ALLOC_MEMSEG => {

@@ -378,6 +378,17 @@ pub const CHANGES: &[Change] = &[
         apply: |b| b.memseg = MemsegAbi::Domains,
     },
     Change {
+        name: "mmap-segments",
+        lineage: Lineage::FreeBsd,
+        commit: "a4197ea47777",
+        review: Some("D44565"),
+        date: "2025",
+        evidence: Evidence::Read,
+        effect: "VM_MMAP_MEMSEG knows the new segment numbers alone, for which no COMPAT option stands in: userspace before 15 cannot map its boot ROM (reported on freebsd-virtualization, 2026-06)",
+        needs: &["memseg-domains"],
+        apply: |b| b.mmap_old_segids = false,
+    },
+    Change {
         name: "lock-all-rendezvous",
         lineage: Lineage::FreeBsd,
         commit: "f39768e52e51",

@@ -225,6 +225,8 @@ pub struct Behaviour {
     pub run: RunAbi,
     /// Which `vm_memseg` there is.
     pub memseg: MemsegAbi,
+    /// Whether VM_MMAP_MEMSEG understands the segment numbers of before [`MemsegAbi::Domains`].
+    pub mmap_old_segids: bool,
     /// Which `vm_stats` there is.
     pub stats: StatsAbi,
     /// Which `vm_snapshot_meta` there is.
@@ -262,6 +264,7 @@ impl Behaviour {
         boundary: Boundary::FreeBsd,
         run: RunAbi::ByValue,
         memseg: MemsegAbi::Name64,
+        mmap_old_segids: true,
         stats: StatsAbi::First,
         snapshot: SnapshotAbi::Absent,
     };

@@ -206,7 +206,7 @@ const NAMED: &[Named] = &[
         about: "FreeBSD 15.0: /dev/vmmctl, memory domains, lock-all that serves a rendezvous",
         lineage: Lineage::FreeBsd,
         base: Some("fbsd-14"),
-        adds: &["rflags-tf", "suspend-destroy", "vmmctl", "memseg-domains", "lock-all-rendezvous"],
+        adds: &["rflags-tf", "suspend-destroy", "vmmctl", "memseg-domains", "mmap-segments", "lock-all-rendezvous"],
         debug: false,
     },
     Named {

@@ -418,6 +418,7 @@ impl Vm {
             }
             VM_MMAP_MEMSEG => {
                 let VmMemmap { gpa, segid, segoff, len, prot, flags, .. } = load(arg);
+                let segid = self.mmap_segid(st, segid);
                 let mapped = st.memory.map(&*self.engine, MemMap { gpa, len, segid, segoff, prot, flags });
                 self.mapped(mapped)?;
             }
@@ -589,11 +590,19 @@ impl Vm {
         Ok(())
     }
 
-    /// The number of a memory segment, which 15 moved: VM_ALLOC_MEMSEG and VM_GET_MEMSEG of older userspace are adjusted, but not its
-    /// VM_MMAP_MEMSEG. \[read]
+    /// The number of a memory segment, which 15 moved, in VM_ALLOC_MEMSEG and VM_GET_MEMSEG of older userspace. \[read]
     fn own_segid(&self, form: Form, segid: i32) -> i32 {
         let moved = self.behaviour.memseg == MemsegAbi::Domains && form != Form::V15 && segid != 0;
         if moved { segid.wrapping_add(abi::v15::SEGID_BOOTROM - 1) } else { segid }
+    }
+
+    /// The number of a memory segment in VM_MMAP_MEMSEG, whose structure 15 left as it was, so that nothing tells who asks. 15 takes it
+    /// as its own \[read]; a kernel without that part of the change takes the number of a domain that has no memory for an old one.
+    fn mmap_segid(&self, st: &State<'_>, segid: i32) -> i32 {
+        const OLD_DEVICES: std::ops::RangeInclusive<i32> = 1..=3;
+        let empty = st.memory.segment(segid).is_ok_and(|(len, _)| len == 0);
+        let old = self.behaviour.mmap_old_segids && OLD_DEVICES.contains(&segid) && empty;
+        if old { self.own_segid(Form::V13, segid) } else { segid }
     }
 
     fn mapped(&self, result: Result<(), MapError>) -> Result<(), Errno> {

@@ -86,7 +86,7 @@ impl Vm {
             return;
         };
         rendezvous.requested = rendezvous.requested & st.active;
-        for id in (locked & rendezvous.requested - rendezvous.done).iter() {
+        for id in (locked & (rendezvous.requested - rendezvous.done)).iter() {
             rendezvous.done.insert(id);
             self.run_rendezvous_function(st, id, rendezvous.function);
         }

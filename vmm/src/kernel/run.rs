@@ -50,7 +50,7 @@ enum Next {
 
 /// What a suspended vCPU did: how often its thread came out of VM_RUN with VM_EXITCODE_DEBUG, and for how long it did nothing else.
 ///
-/// A thread that comes straight back has a round trip of [`DEBUG_ROUND_TRIP_NS`], half a million exits a second and a whole host CPU;
+/// A thread that comes straight back has a round trip of 2 µs, half a million exits a second and a whole host CPU;
 /// one that sleeps a millisecond in between has less than a thousand (D39174).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parked {

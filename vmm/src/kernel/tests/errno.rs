@@ -372,7 +372,7 @@ const BODIES: &[(&str, Body)] = &[
             let found = case.vmm.call(VM_GET_MEMSEG, VmMemseg { len: 0, ..old });
             assert_eq!(found.map(|memseg| (memseg.len, memseg.name())), Ok((4096, "bootrom".to_owned())));
         }
-        let moved = case.vmm.behaviour.memseg == MemsegAbi::Domains;
+        let moved = !case.vmm.behaviour.mmap_old_segids;
         assert_eq!(map(case, BOOTROM), if moved { Err(Errno::EINVAL) } else { Ok(()) });
         if moved {
             assert_eq!(map(case, v15::SEGID_BOOTROM), Ok(()));

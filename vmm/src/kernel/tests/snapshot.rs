@@ -75,8 +75,7 @@ fn checkpoint(version: &KernelVersion) -> Vec<(u32, Vec<u8>)> {
         let saved = req::KERNEL_STRUCTURES.map(|structure| (structure, save(vmm, structure).expect("saved")));
         inside.lock().expect("one thread").extend(saved);
     });
-    let images = images.lock().expect("one thread").clone();
-    images
+    std::mem::take(&mut *images.lock().expect("one thread"))
 }
 
 #[test]

@@ -294,3 +294,17 @@ fn interrupts_that_are_masked_for_a_debugger_stay_pending() {
     });
     assert_eq!(finished.end, End::Exit(0));
 }
+
+/// bhyve before 15 allocates its boot ROM as segment 1, which COMPAT_FREEBSD14 makes 8, and then maps segment 1.
+#[test]
+fn an_old_userspace_maps_its_boot_rom_where_segment_numbers_are_translated_for_mapping_too() {
+    for (text, mapped) in [("fbsd-14", Ok(())), ("fbsd-15", Err(Errno::EINVAL)), ("fbsd-15-mmap-segments", Ok(()))] {
+        let finished = on_kernel(&parse(text), Scripted::new(), move |_, vmm| {
+            vmm.set_capability(0, cap::HALT_EXIT, 1).expect("allocates vCPU 0");
+            vmm.call(VM_ALLOC_MEMSEG, VmMemseg::new(1, 4096, "bootrom")).expect("memory");
+            let memmap = VmMemmap { segid: 1, len: 4096, prot: 5, ..VmMemmap::default() };
+            assert_eq!(vmm.call(VM_MMAP_MEMSEG, memmap).map(drop), mapped);
+        });
+        assert_eq!(finished.end, End::Exit(0), "{text}");
+    }
+}
