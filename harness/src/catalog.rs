@@ -27,3 +27,10 @@ pub fn frontends() -> Vec<Part> {
 pub fn guests() -> Vec<Part> {
     Guest::ALL.iter().map(|guest| Part { name: guest.name(), about: guest.summary(), options: &[] }).collect()
 }
+
+/// Every frontend with each option that it offers: its name in cells, and what the option does.
+pub fn frontend_options() -> impl Iterator<Item = (String, &'static str)> {
+    Frontend::all().flat_map(|frontend| {
+        frontend.offered().iter().map(move |option| (format!("{}+{option}", frontend.name()), option.about()))
+    })
+}

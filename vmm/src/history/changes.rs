@@ -435,6 +435,13 @@ impl Change {
         CHANGES.iter().find(|change| change.name == name)
     }
 
+    /// Where it comes from, in one line: commit, review, date, evidence.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        let review = self.review.map_or(String::new(), |review| format!(" ({review})"));
+        format!("{}{review}, {} [{}]", self.commit, self.date, self.evidence)
+    }
+
     /// Whether the change needs another, be it by way of a third.
     #[must_use]
     pub fn needs_in_the_end(&self, name: &str) -> bool {
@@ -456,6 +463,13 @@ mod tests {
                 assert!(CHANGES[..i].iter().any(|older| older.name == *need), "{} needs {need}", change.name);
             }
         }
+    }
+
+    #[test]
+    fn references_in_one_line() {
+        let reference = |name| Change::named(name).expect("a change").reference();
+        assert_eq!(reference("exit-mask"), "b265a2e0d764 (D38446), 2023-02 [commit]");
+        assert_eq!(reference("x2apic-spinup"), "becd984900, 2013 [commit]");
     }
 
     /// Dates are as exact as they are known; where they overlap the list decides.

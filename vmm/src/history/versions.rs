@@ -315,9 +315,18 @@ impl KernelVersion {
                 text: text.to_owned(),
                 nearest: nearest(text, NAMED.iter().map(|named| named.name)),
             })?;
-        let mut rest = &text[base.name.len()..];
+        base.version().modified(&text[base.name.len()..])
+    }
+
+    /// The kernel that words behind this one's name make of it, as in [`KernelVersion::parse`]: `+exit-mask-debug`.
+    ///
+    /// # Errors
+    /// When a word is unknown, and when the set is inconsistent.
+    pub fn modified(&self, words: &str) -> Result<KernelVersion, VersionError> {
+        let ends = |rest: &str| rest.is_empty() || rest.starts_with(['+', '-']);
+        let mut rest = words;
         let (mut with, mut without) = (Vec::new(), Vec::new());
-        let mut options = base.version().options;
+        let mut options = self.options;
         let (mut compat, mut max_cpu) = (Vec::new(), None);
         while let Some(sign) = rest.chars().next() {
             let plus = sign == '+';
@@ -348,11 +357,12 @@ impl KernelVersion {
             }
             rest = &words[spelled.len()..];
         }
-        if text == base.name {
-            return Ok(base.version());
+        if words.is_empty() {
+            return Ok(self.clone());
         }
-        let about = format!("{}, changed: {}", base.name, &text[base.name.len()..]);
-        let version = base.version().what_if(text, &about, &with, &without)?;
+        let name = format!("{}{words}", self.name);
+        let about = format!("{}, changed: {words}", self.name);
+        let version = self.what_if(&name, &about, &with, &without)?;
         let behaviour = version.behaviour();
         for (which, plus) in compat {
             let (option, came_with, means) = which.meaning();

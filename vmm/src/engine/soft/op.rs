@@ -46,6 +46,8 @@ pub(super) mod flag {
     pub(in super::super) const REP: u8 = 1 << 1;
     /// F2: REPNE.
     pub(in super::super) const REPNE: u8 = 1 << 2;
+    /// The second operand of a vector shift is the immediate.
+    pub(in super::super) const IMMEDIATE: u8 = 1 << 3;
 }
 
 impl Op {
