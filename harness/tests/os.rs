@@ -32,9 +32,9 @@ const TESTS: &[Test] = &[
         run: || comes_up("bhyve-13.2@fbsd-13.2/linux-os/xapic-2/soft"),
     },
     Test {
-        name: "linux_brings_up_8_cpus_in_x2apic_mode",
+        name: "linux_brings_up_8_cpus",
         needs: LINUX,
-        run: || comes_up("bhyve-13.2@fbsd-13.2/linux-os/x2apic-8/soft"),
+        run: || comes_up("bhyve-13.2@fbsd-13.2/linux-os/xapic-8/soft"),
     },
     Test {
         name: "linux_brings_up_cpus_that_are_activated_lazily",
@@ -57,7 +57,13 @@ fn main() -> ExitCode {
         .map(|test| {
             let missing = test.needs.iter().any(|package| package.cached(&cache).is_err());
             let ignored = missing || cfg!(debug_assertions);
-            Trial::test(test.name, test.run).with_ignored_flag(ignored)
+            let trial = Trial::test(test.name, test.run).with_ignored_flag(ignored);
+            // What stands beside the name of a test that is ignored.
+            match (missing, cfg!(debug_assertions)) {
+                (true, _) => trial.with_kind("needs spinup guests fetch linux busybox"),
+                (false, true) => trial.with_kind("needs --release"),
+                (false, false) => trial,
+            }
         })
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()

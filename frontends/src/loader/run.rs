@@ -43,12 +43,13 @@ pub(crate) fn run(
     let placed = image.place(Ram::of(memory_bytes))?;
     Vm::create(&**system, vm_name, generation).calling("vm_create")?;
     let vm = Vm::open(system, vm_name, generation).calling("vm_open")?;
+    // Protected mode without paging, and APs in real mode, need it; grub-bhyve asks for it too. It comes before memory, for it
+    // makes the kernel allocate the vCPU: see `vcpu_lock_all` where there is none (98568a005a19).
+    vm.set_capability(BSP, cap::UNRESTRICTED_GUEST, 1).calling("vm_set_capability")?;
     let memory = vm.setup_memory(memory_bytes).calling("vm_setup_memory")?;
     for piece in &placed.pieces {
         assert!(memory.write(piece.gpa, piece.bytes()), "every piece was placed inside memory: {piece:?}");
     }
-    // Protected mode without paging, and APs in real mode, need it; grub-bhyve asks for it too.
-    vm.set_capability(BSP, cap::UNRESTRICTED_GUEST, 1).calling("vm_set_capability")?;
     enter(&vm, &placed).calling("vm_set_register")
 }
 

@@ -246,7 +246,6 @@ fn the_loader_makes_a_vm_and_leaves_it() {
         "VM_MMAP_GETNEXT",
         "VM_MMAP_MEMSEG 0x0 = segment 0 + 0x0, 0x4000000 bytes, prot 7",
         "mmap 0x0 0x4000000",
-        "VM_SET_CAPABILITY 0 UNRESTRICTED_GUEST",
         "registers of 0",
     ];
     assert_eq!(kernel.calls(), expected);

@@ -55,7 +55,7 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) files: FileArgs,
     /// Let GDB debug the guest of the one cell that is selected, on `soft`: wait for its connection to this address
-    #[arg(long, value_name = "[HOST]:PORT", conflicts_with_all = ["resume", "repeat", "until_fail", "trace_dir"])]
+    #[arg(long, value_name = "[HOST]:PORT", help_heading = "Debugging", conflicts_with_all = ["resume", "repeat", "until_fail", "trace_dir"])]
     gdb: Option<String>,
     /// Write the trace of each cell as a file of its name below this directory
     #[arg(long, value_name = "DIR", help_heading = "Reports")]
