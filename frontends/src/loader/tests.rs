@@ -241,6 +241,7 @@ fn the_loader_makes_a_vm_and_leaves_it() {
     let expected = [
         "create guest",
         "open guest",
+        "VM_SET_CAPABILITY 0 UNRESTRICTED_GUEST",
         "VM_GET_MEMSEG 0, 32 bytes",
         "VM_ALLOC_MEMSEG 0, 32 bytes",
         "VM_MMAP_GETNEXT",
