@@ -4,7 +4,7 @@
 //! registers. Then bhyve finds the VM (`vm_create` says EEXIST) and, having no boot ROM, runs it from where RIP points. All of
 //! this goes through libvmmapi, as the real loaders do. \[inferred: from what bhyve expects of a VM without a boot ROM]
 //!
-//! What to copy where is a pure function of the files and the size of memory ([`OsImage::place`]); the module of each format
+//! What to copy where is a pure function of the files and the size of memory (`OsImage::place`); the module of each format
 //! and protocol cites its specification.
 
 mod bytes;
