@@ -15,7 +15,7 @@ use crate::trace::{Canonical, StoredTrace, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
-use vmm::history::{CHANGES, Change, KernelVersion};
+use vmm::history::{CHANGES, Change, ERRNO_ROWS, KernelVersion};
 use vmm::trace::Event;
 
 /// How something is exercised.
@@ -32,6 +32,8 @@ pub enum Exercised {
         /// How they differ, in a sentence.
         difference: String,
     },
+    /// By a test of the crate vmm over all kernels, which fails when a row has none.
+    ByTest,
     /// By none.
     No,
 }
@@ -39,7 +41,7 @@ pub enum Exercised {
 /// Something declared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// `kernel`, `frontend`, `guest` or `change`.
+    /// `kernel`, `frontend`, `guest`, `change` or `errno row`.
     pub what: &'static str,
     /// Its name.
     pub name: String,
@@ -73,7 +75,7 @@ impl Item {
 /// Everything declared, and how it is exercised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coverage {
-    /// Kernels, frontends, guests, then changes, each in their order.
+    /// Kernels, frontends, guests, changes, then errno rows, each in their order.
     pub items: Vec<Item>,
 }
 
@@ -128,6 +130,7 @@ impl Coverage {
             },
         );
         items.extend(CHANGES.iter().zip(witnesses).map(|(change, found)| item("change", change.name, found)));
+        items.extend(ERRNO_ROWS.iter().map(|row| item("errno row", row.id, Exercised::ByTest)));
         Coverage { items }
     }
 
@@ -158,6 +161,7 @@ impl Coverage {
                 (None, Exercised::ByWitness { with, without, difference }, _) => {
                     (paint(GOOD, "✓"), format!("{with}, and not on {without}: {}", paint(DIM, difference)))
                 }
+                (None, Exercised::ByTest, _) => (paint(GOOD, "✓"), "a test of vmm over every kernel".to_owned()),
                 (None, Exercised::No, reason) => (paint(DIM, "–"), reason.clone().unwrap_or_default()),
             };
             let _ = writeln!(out, "  {mark} {name}  {words}");
