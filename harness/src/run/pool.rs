@@ -96,12 +96,13 @@ impl Place<'_> {
             let ran = worker.ask(&request, task.trace, Instant::now() + wait, self.pool.stop);
             match ran {
                 Ok(mut report) => {
-                    let words = worker.words();
-                    if report.outcome.kind == OutcomeKind::HarnessError && !words.is_empty() {
-                        let log = report.log.get_or_insert_default();
-                        log.push_str(&words);
-                    }
-                    if !self.pool.isolate {
+                    // Nobody knows what is left of a worker in which something of ours failed: the next cell gets another.
+                    if report.outcome.kind == OutcomeKind::HarnessError {
+                        let words = worker.words();
+                        if !words.is_empty() {
+                            report.log.get_or_insert_default().push_str(&words);
+                        }
+                    } else if !self.pool.isolate {
                         self.worker = Some(worker);
                     }
                     return Some(report);
