@@ -57,8 +57,8 @@ fn run(task: &Task, kernels: &KernelSet, engines: &Engines, watch: &Arc<Watch>) 
         Ok(engine) => engine,
         Err(why) => return Report::of(Outcome { kind: OutcomeKind::NotApplicable, detail: why }),
     };
-    sandbox::bound_time(task.patience * u32::from(task.cell.cpus) + REST);
     let execute = |task: &Task| -> Result<Execution, Outcome> {
+        sandbox::bound_time(task.patience * u32::from(task.cell.cpus) + REST);
         let kernel = kernels.kernel(&task.cell.kernel).ok_or_else(|| Outcome {
             kind: OutcomeKind::HarnessError,
             detail: format!("the worker knows no kernel {}", task.cell.kernel),
