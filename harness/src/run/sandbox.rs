@@ -16,17 +16,19 @@ const OPEN_FILES: u64 = 512;
 /// What the host refuses.
 #[cfg(target_os = "linux")]
 pub(super) fn bound(parent: u32) -> std::io::Result<()> {
-    use rustix::process::{Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit};
+    use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have died before that.
     if getppid().is_none_or(|now| now.as_raw_nonzero().get() as u32 != parent) {
         return Err(std::io::Error::other("the process that this one works for is gone"));
     }
-    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
-    setrlimit(Resource::As, limit(ADDRESS_SPACE))?;
-    setrlimit(Resource::Nofile, limit(OPEN_FILES))?;
-    setrlimit(Resource::Core, limit(0))?;
-    setrlimit(Resource::Fsize, limit(0))?;
+    let bounds =
+        [(Resource::As, ADDRESS_SPACE), (Resource::Nofile, OPEN_FILES), (Resource::Core, 0), (Resource::Fsize, 0)];
+    for (resource, most) in bounds {
+        // Where less is allowed already, more would be refused.
+        let most = Some(getrlimit(resource).maximum.map_or(most, |allowed| allowed.min(most)));
+        setrlimit(resource, Rlimit { current: most, maximum: most })?;
+    }
     Ok(())
 }
 
