@@ -48,7 +48,7 @@ configuration, 3 a fault of spinup itself.";
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run cells and print the grid (the default)
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// List cells without running any
     List(list::ListArgs),
     /// Show what there is: kernels, frontends, guests, changes, regressions or expectations; and which cells are unexplained
@@ -266,7 +266,7 @@ impl From<io::Error> for Failure {
 pub fn main() -> u8 {
     let cli = Cli::parse();
     cli.color.apply();
-    let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
+    let done = match cli.command.unwrap_or(Command::Run(Box::new(cli.run))) {
         Command::Run(args) => run::run(&args),
         Command::List(args) => list::list(&args),
         Command::Show(args) => show::show(&args),
