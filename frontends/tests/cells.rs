@@ -27,7 +27,7 @@ impl Cell {
 
     fn run_in(frontend: &str, kernel: &str, apic: ApicMode, cpus: u16) -> Cell {
         let frontend: Frontend = frontend.parse().expect("a frontend");
-        let kernel = KernelVersion::all().find(|known| *known.name == *kernel).expect("a kernel");
+        let kernel = KernelVersion::parse(kernel).expect("a kernel");
         let guest: Guest = "mp-spec".parse().expect("a guest");
         let host = Host::virtual_time(0, LIMIT_NS);
         let kernel = Kernel::boot(&host, &kernel, Arc::new(SoftEngine::new()));
@@ -156,9 +156,81 @@ fn a_debugger_that_lets_go_starts_aps_at_the_reset_vector() {
     assert_eq!(Cell::run("bhyve-13.1+gdb", "fbsd-13.1", 2).outcome(), "ok");
 }
 
+/// The new process has a new VM, and the guest goes on in it: nobody boots again.
+#[test]
+fn a_checkpoint_is_restored_into_a_new_vm() {
+    for (frontend, kernel, make) in [
+        ("bhyve-13.1", "fbsd-13.1", "sysctl hw.vmm.create"),
+        ("bhyve-13.2", "main-c0f35dbf", "sysctl hw.vmm.create"),
+        ("bhyve-14", "fbsd-14", "sysctl hw.vmm.create"),
+        ("bhyve-15", "fbsd-15", "VMMCTL_VM_CREATE"),
+    ] {
+        let cell = Cell::run(&format!("{frontend}+restore"), kernel, 4);
+        assert_eq!((&*cell.outcome(), &*cell.stderr), ("ok", ""), "{frontend}@{kernel}");
+        let count =
+            |wanted: &dyn Fn(&Event) -> bool| cell.trace.records.iter().filter(|record| wanted(&record.event)).count();
+        let made = |event: &Event| match event {
+            Event::Syscall { name, errno } | Event::Ioctl { name, errno, .. } => name == make && *errno == 0,
+            _ => false,
+        };
+        assert_eq!(count(&made), 2, "{frontend}@{kernel}");
+        let booted = |event: &Event| matches!(event, Event::Report(GuestReport::Boot { .. }));
+        let online = |event: &Event| matches!(event, Event::Report(GuestReport::ApOnline { .. }));
+        assert_eq!((count(&booted), count(&online)), (1, 3), "{frontend}@{kernel}");
+        let of_image = |event: &Event| matches!(event, Event::Ioctl { name, .. } if name == "VM_SNAPSHOT_REQ");
+        assert_eq!(count(&of_image), 18, "nine structures, out and in");
+    }
+}
+
 #[test]
 fn one_device_more_changes_nothing_for_who_leaves_it_alone() {
     assert_outcomes(&[("bhyve-13.1+passthru", "fbsd-13.1", "ok"), ("bhyve-13.2+passthru", "fbsd-13.2", "ok")]);
+}
+
+#[test]
+fn many_aps_on_the_kernel_of_the_same_time() {
+    for (frontend, kernel, cpus) in [
+        ("bhyve-10.0", "fbsd-10.0", 16),
+        ("bhyve-13.1", "fbsd-13.1", 16),
+        ("bhyve-9cc9abf4", "fbsd-13.1", 16),
+        ("bhyve-0bda8d3e", "main-0bda8d3e", 16),
+        ("bhyve-13.2", "fbsd-13.2", 32),
+        ("bhyve-14", "fbsd-14", 64),
+        ("bhyve-15", "fbsd-15", 64),
+        ("illumos-bhyve", "illumos", 32),
+        ("propolis", "illumos", 32),
+        ("qemu-bhyve", "fbsd-15", 2),
+    ] {
+        for apic in ApicMode::ALL {
+            let cell = Cell::run_in(frontend, kernel, apic, cpus);
+            assert_eq!((&*cell.outcome(), cell.aps_online()), ("ok", usize::from(cpus) - 1), "{frontend} {apic}");
+        }
+    }
+}
+
+#[test]
+fn without_its_compat_option_a_kernel_does_not_know_an_older_number() {
+    assert_outcomes(&[
+        ("bhyve-13.2", "fbsd-14-compat13", "exit 1: vm_run error -1, errno 25"),
+        ("bhyve-10.0", "fbsd-13.1-compat12", "exit 4: Unable to setup memory (25)"),
+        ("bhyve-14", "fbsd-15-compat14", "exit 4: Unable to setup memory (25)"),
+    ]);
+}
+
+#[test]
+fn more_vcpus_than_an_older_cpuset_can_hold() {
+    let assertion = "abort: Assertion failed: (CPU_ISSET(vcpu, &active_cpus)), function vm_loop, file bhyverun.c.";
+    assert_eq!(Cell::run("bhyve-13.2", "fbsd-14", 300).outcome(), assertion, "VM_GET_CPUS says ERANGE");
+    for (frontend, kernel) in [("bhyve-14", "fbsd-14"), ("bhyve-15", "fbsd-15")] {
+        let cell = Cell::run_in(frontend, kernel, ApicMode::X2apic, 1000);
+        let threads = cell.trace.records.iter().filter(|record| matches!(record.event, Event::VcpuActivated)).count();
+        assert_eq!((threads, &*cell.stderr), (1000, ""), "{frontend}");
+        let found = cell.trace.records.iter().find_map(|record| match record.event {
+            Event::Report(GuestReport::CpusFound { cpus, .. }) => Some(cpus),
+            _ => None,
+        });
+        assert!(found.is_none_or(|cpus| cpus == 1000), "{frontend}: {found:?}");
+    }
 }
 
 #[test]

@@ -168,7 +168,7 @@ pub(super) fn not_emulated(bytes: &[u8], rip: u64) -> String {
     format!("Failed to emulate instruction sequence [ {bytes} ] at {rip:#x}")
 }
 
-/// What `vmexit_ipi` does about INIT and STARTUP, the same in 0bda8d3e and 13.2. \[read]
+/// What `vmexit_ipi` does about INIT and STARTUP, the same from 0bda8d3e to 15. \[read]
 ///
 /// It returns -1 for any other mode and for an INIT without targets; a STARTUP without targets is fine. And -1 is what
 /// `bhyverun.h` of all versions since 11 defines VMEXIT_ABORT as, so it aborts. \[read]

@@ -5,7 +5,8 @@
 //!    suspend. Results are only printed. The fork always turns x2APIC off; here the launch says.
 //! 3. The BSP's thread resumes its vCPU and runs it. An AP is halted: its thread looks for work every millisecond, and **does not call
 //!    VM_RUN** \[read], so it serves no rendezvous: the sender of an INIT waits for it in the kernel. After 200 ms without work the
-//!    thread takes it that an interrupt was lost, and runs the vCPU from the reset vector. \[read]
+//!    thread takes it that an interrupt was lost, and runs the vCPU from the reset vector. \[read] With one AP its INIT is there by
+//!    then; with more, those that are not started yet go astray in the guest's firmware.
 //! 4. VM_EXITCODE_IPI: INIT marks the target and kicks it; STARTUP activates it (EBUSY is fine), suspends it, leaves the vector and wakes
 //!    it. What follows is done by the target's thread: INIT resets the registers, and an AP is halted again until its STARTUP;
 //!    STARTUP counts only after an INIT, and sets real mode at the vector.

@@ -14,7 +14,6 @@ use vmm::cpuset::CpuSet;
 use vmm::engine::Reg;
 use vmm::host::{End, Host};
 use vmm::trace::{Event, GuestReport, Trace};
-use zerocopy::IntoBytes;
 
 struct Cell {
     end: End,
@@ -639,11 +638,21 @@ fn a_checkpoint_is_restored_by_a_new_process_in_the_order_of_its_version() {
     }
 }
 
+/// illumos has 32 at most, 13.x 256.
 #[test]
-fn vcpus_from_256_on_are_in_the_masks_of_14() {
-    let mut raw = ipi(STARTUP, &[]);
-    let set: CpuSet = [2, 255].into_iter().collect();
-    raw.payload[8..40].copy_from_slice(ExitIpi::new(STARTUP, 8, set).dmask.as_bytes());
+fn a_thousand_vcpus() {
+    for name in ["bhyve-14", "bhyve-15", "qemu-bhyve"] {
+        let rules = Rules { maxcpus: 1024, ..Rules::default() };
+        let cell = launched(name, rules, launch(1000), vec![]);
+        assert!(cell.called("VM_ACTIVATE_CPU 999") && cell.called("VM_RUN 999"), "{name}: {:?}", cell.console.stderr());
+        assert_eq!(cell.kernel.memory("ram", 0xf2400, 8), b"RSD PTR ");
+    }
+}
+
+/// The set of an IPI exit is as wide as the kernel's from 14 on.
+#[test]
+fn all_members_of_a_mask_are_started() {
+    let raw = ipi(STARTUP, &[2, 255]);
     for name in ["bhyve-14", "bhyve-15"] {
         let rules = Rules { maxcpus: 256, ..Rules::default() };
         let cell = launched(name, rules, launch(256), vec![(0, vec![raw])]);

@@ -174,6 +174,32 @@ mod tests {
         assert_eq!(Exit::parse_with_ipi(&raw).reason, Reason::Ipi { mode: 0x600, vector: 8, targets });
     }
 
+    #[test]
+    fn from_14_on_the_set_is_beside_the_exit() {
+        let by_value: CpuSet = [1, 3].into_iter().collect();
+        let raw = VmExit::new(exitcode::IPI, &ExitIpi::new(0x500, 8, by_value));
+        let beside: CpuSet = [2, 200].into_iter().collect();
+        let exit = Exit::parse_with_set(&raw, || beside);
+        assert_eq!(exit.reason, Reason::Ipi { mode: 0x500, vector: 8, targets: beside });
+        let hlt = VmExit { exitcode: exitcode::HLT, ..VmExit::default() };
+        assert_eq!(Exit::parse_with_set(&hlt, || unreachable!("no IPI")).reason, Reason::Hlt);
+    }
+
+    #[test]
+    fn the_codes_of_illumos_are_its_own() {
+        let of = |code: u32| Exit::parse_illumos(&illumos::VmExit { exitcode: code, ..Default::default() }).reason;
+        assert_eq!(of(exitcode::SPINUP_AP), Reason::RunState, "10");
+        assert_eq!(of(exitcode::INOUT_STR), Reason::Mmio(VmMmio::default()), "15");
+        assert_eq!(of(exitcode::IPI), Reason::Other, "24, HT");
+        assert_eq!(of(exitcode::REQIDLE), Reason::Other, "20");
+        let inst = illumos::ExitInstEmul { inst: [0x0f; 15], num_valid: 2 };
+        let exit = illumos::VmExit::new(illumos::exitcode::INST_EMUL, &inst);
+        assert_eq!(Exit::parse_illumos(&exit).reason, Reason::NotEmulated(vec![0x0f, 0x0f]));
+        let more = illumos::ExitInstEmul { num_valid: 200, ..inst };
+        let exit = illumos::VmExit::new(illumos::exitcode::INST_EMUL, &more);
+        assert_eq!(Exit::parse_illumos(&exit).reason, Reason::NotEmulated(vec![0x0f; 15]));
+    }
+
     proptest! {
         #[test]
         fn unknown_codes_are_kept_and_nothing_panics(code: u32, rip: u64, payload: [u8; 32]) {
