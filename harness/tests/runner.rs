@@ -281,6 +281,19 @@ fn a_worker_has_given_up_what_it_does_not_need() {
     assert!(seen, "no worker was seen with system calls and files taken away");
 }
 
+/// What a worker gives up must leave it what KVM takes, where there is one.
+#[test]
+fn cells_on_kvm_run_in_a_worker() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("results.json");
+    let status =
+        spinup().args(["run", "bhyve-13.2@fbsd-13.2/mp-spec", "--engine", "kvm", "--json"]).arg(&json).status();
+    assert!(status.expect("the binary of this package").success());
+    for cell in cells(&document(&json)).values() {
+        assert!(matches!(cell["outcome"]["kind"].as_str(), Some("ok" | "not-applicable")), "{cell}");
+    }
+}
+
 #[test]
 fn a_worker_without_memory_costs_one_cell() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -64,7 +64,7 @@ pub(super) fn confine(engines: &[EngineKind]) -> Result<(), String> {
         SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep,
         SYS_ppoll, SYS_prlimit64, SYS_read, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
         SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_set_robust_list, SYS_sigaltstack, SYS_tgkill,
-        SYS_write, SYS_writev,
+        SYS_timer_create, SYS_timer_delete, SYS_timer_settime, SYS_write, SYS_writev,
     };
     use seccompiler::{
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -106,8 +106,19 @@ pub(super) fn confine(engines: &[EngineKind]) -> Result<(), String> {
         SYS_set_robust_list,
     ];
     if engines.contains(&EngineKind::Kvm) {
-        // The tasks of its cells are threads, and its virtual machines are files.
-        allowed.extend([SYS_ioctl, SYS_eventfd2, SYS_fcntl, SYS_dup, SYS_clone, SYS_clone3, SYS_membarrier]);
+        // The tasks of its cells are threads, its virtual machines are files, and a timer ends each run.
+        allowed.extend([
+            SYS_ioctl,
+            SYS_eventfd2,
+            SYS_fcntl,
+            SYS_dup,
+            SYS_clone,
+            SYS_clone3,
+            SYS_membarrier,
+            SYS_timer_create,
+            SYS_timer_settime,
+            SYS_timer_delete,
+        ]);
     }
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
