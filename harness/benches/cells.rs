@@ -37,7 +37,9 @@ fn default_matrix(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("matrix");
     group.sample_size(10);
     group.bench_function("default, soft", |bencher| {
-        bencher.iter(|| for_each(&cells, jobs, |cell| run_cell(&setup, cell), |_, _| ControlFlow::Continue(())));
+        bencher.iter(|| {
+            for_each(&cells, jobs, |_| (), |(), cell| run_cell(&setup, cell), |_, _| ControlFlow::Continue(()))
+        });
     });
     group.finish();
 }

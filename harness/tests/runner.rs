@@ -261,6 +261,60 @@ fn a_worker_that_stands_still_costs_one_cell() {
 }
 
 #[test]
+fn a_worker_has_given_up_what_it_does_not_need() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut child = run(&dir.path().join("results.json"), &[]).spawn().expect("the binary of this package");
+    let mut seen = false;
+    while !seen && !ended(&mut child) {
+        std::thread::sleep(Duration::from_millis(20));
+        for worker in workers(&child).into_iter().filter(|worker| is_worker(*worker)) {
+            let read = |name: &str| std::fs::read_to_string(format!("/proc/{worker}/{name}")).unwrap_or_default();
+            let (status, limits) = (read("status"), read("limits"));
+            // It may be reading its matrix still.
+            seen |= ["Seccomp:\t2", "NoNewPrivs:\t1"].iter().all(|line| status.contains(line))
+                && ["Max open files            512", "Max file size             0", "Max core file size        0"]
+                    .iter()
+                    .all(|line| limits.contains(line));
+        }
+    }
+    assert_eq!(wait(&mut child), Some(0));
+    assert!(seen, "no worker was seen with system calls and files taken away");
+}
+
+/// What a worker gives up must leave it what KVM takes, where there is one.
+#[test]
+fn cells_on_kvm_run_in_a_worker() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("results.json");
+    let status =
+        spinup().args(["run", "bhyve-13.2@fbsd-13.2/mp-spec", "--engine", "kvm", "--json"]).arg(&json).status();
+    assert!(status.expect("the binary of this package").success());
+    for cell in cells(&document(&json)).values() {
+        assert!(matches!(cell["outcome"]["kind"].as_str(), Some("ok" | "not-applicable")), "{cell}");
+    }
+}
+
+#[test]
+fn a_worker_without_memory_costs_one_cell() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("results.json");
+    let mut child = run(&json, &[]).spawn().expect("the binary of this package");
+    let mut starved = false;
+    while !starved && !ended(&mut child) {
+        std::thread::sleep(Duration::from_millis(100));
+        let worker = workers(&child).first().copied().filter(|worker| is_worker(*worker));
+        starved = worker.is_some_and(|worker| {
+            let prlimit = Command::new("prlimit").args([&format!("--pid={worker}"), "--as=1048576"]).status();
+            prlimit.expect("prlimit is of util-linux").success()
+        });
+    }
+    assert_eq!(wait(&mut child), Some(3));
+    let found = cells(&document(&json));
+    let ours: Vec<&Value> = found.values().filter(|cell| cell["outcome"]["kind"] == "harness-error").collect();
+    assert_eq!(ours.len(), 1, "{ours:?}");
+}
+
+#[test]
 fn a_cell_that_takes_for_ever_is_given_up_and_says_where_it_was() {
     let dir = tempfile::tempdir().expect("a directory");
     let json = dir.path().join("results.json");

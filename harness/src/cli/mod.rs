@@ -270,7 +270,7 @@ pub fn main() -> u8 {
     }
     let cli = Cli::parse();
     cli.color.apply();
-    let done = match cli.command.unwrap_or(Command::Run(Box::new(cli.run))) {
+    let done = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
         Command::Run(args) => run::run(&args),
         Command::List(args) => list::list(&args),
         Command::Show(args) => show::show(&args),

@@ -352,13 +352,11 @@ impl Matrix {
         Ok(matrix)
     }
 
-    /// Whether the matrix has something that its cells need and nobody knows without it: a kernel that is none that has its
-    /// name otherwise, or an operating system.
+    /// Whether a kernel of the matrix is none that has its name otherwise.
     #[must_use]
-    pub fn has_own_parts(&self) -> bool {
+    pub fn has_own_kernels(&self) -> bool {
         let named = Kernels::named();
-        let own = |kernel: &KernelVersion| named.resolve(&kernel.name).as_ref() != Ok(kernel);
-        !self.os_guests.is_empty() || self.kernels().iter().any(own)
+        self.kernels().iter().any(|kernel| named.resolve(&kernel.name).as_ref() != Ok(kernel))
     }
 
     /// The matrix as it is written.

@@ -62,7 +62,7 @@ pub fn write(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     // The hour glass that the terminal has is missing from most fonts that browsers have.
-    out.write_all(page(results, explanations, context).into_string().replace('⧗', "⌛").as_bytes())
+    out.write_all(page(results, explanations, context).into_string().replace('⧗', "⌛\u{fe0e}").as_bytes())
 }
 
 fn page(results: &[CellResult], explanations: &BTreeMap<Cell, Explanation>, context: &Context<'_>) -> Markup {

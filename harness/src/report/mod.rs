@@ -1,5 +1,5 @@
 //! Results for people ([`grid`], [`html`], [`markdown`]) and programs ([`json`], [`junit`], [`tap`]): all of them from the same
-//! list of results, and written so that a reader never sees a part ([`file`]).
+//! list of results, and written so that a reader never sees a part ([`mod@file`]).
 
 pub mod file;
 pub mod files;

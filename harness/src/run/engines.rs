@@ -6,7 +6,7 @@ use crate::gdb::DebuggedEngine;
 use crate::matrix::OsGuest;
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, OnceLock, PoisonError};
 use vmm::engine::Engine;
 use vmm::engine::soft::SoftEngine;
 
@@ -20,7 +20,7 @@ pub struct Engines {
     kvm_mips: OnceLock<Result<f64, String>>,
     /// How many more cells may run on `kvm` now: their limits are real time, which cells that share a processor take from
     /// one another.
-    kvm_slots: Mutex<usize>,
+    kvm_slots: LazyLock<Mutex<usize>>,
     kvm_slot_free: Condvar,
 }
 
@@ -33,12 +33,12 @@ impl Engines {
     /// Nothing is probed yet.
     #[must_use]
     pub fn new() -> Engines {
-        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Engines {
             soft: Arc::new(SoftEngine::new()),
             kvm: OnceLock::new(),
             kvm_mips: OnceLock::new(),
-            kvm_slots: Mutex::new(processors),
+            // Counted when first asked for: that takes a look into the host's control groups.
+            kvm_slots: LazyLock::new(|| Mutex::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))),
             kvm_slot_free: Condvar::new(),
         }
     }

@@ -45,16 +45,16 @@ impl<'a> Pool<'a> {
     #[must_use]
     pub fn new(setup: &'a Setup, cells: &[Cell], isolate: bool, stop: &'a Stop) -> Pool<'a> {
         let engines: BTreeSet<EngineKind> = cells.iter().map(|cell| cell.engine).collect();
+        let os_guests: BTreeSet<&str> = cells
+            .iter()
+            .map(|cell| cell.guest.as_str())
+            .filter(|guest| setup.matrix.os_guest(guest).is_some())
+            .collect();
+        // Reading a matrix takes as long as running a cell.
+        let in_need = setup.matrix.has_own_kernels() || !os_guests.is_empty();
         let begin = Begin {
-            matrix: setup.matrix.has_own_parts().then(|| setup.matrix.source().clone()),
-            os_guests: cells
-                .iter()
-                .map(|cell| cell.guest.as_str())
-                .filter(|guest| setup.matrix.os_guest(guest).is_some())
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .map(str::to_owned)
-                .collect(),
+            matrix: in_need.then(|| setup.matrix.source().clone()),
+            os_guests: os_guests.into_iter().map(str::to_owned).collect(),
             engines: engines.into_iter().collect(),
             parent: std::process::id(),
         };
@@ -96,12 +96,13 @@ impl Place<'_> {
             let ran = worker.ask(&request, task.trace, Instant::now() + wait, self.pool.stop);
             match ran {
                 Ok(mut report) => {
-                    let words = worker.words();
-                    if report.outcome.kind == OutcomeKind::HarnessError && !words.is_empty() {
-                        let log = report.log.get_or_insert_default();
-                        log.push_str(&words);
-                    }
-                    if !self.pool.isolate {
+                    // Nobody knows what is left of a worker in which something of ours failed: the next cell gets another.
+                    if report.outcome.kind == OutcomeKind::HarnessError {
+                        let words = worker.words();
+                        if !words.is_empty() {
+                            report.log.get_or_insert_default().push_str(&words);
+                        }
+                    } else if !self.pool.isolate {
                         self.worker = Some(worker);
                     }
                     return Some(report);

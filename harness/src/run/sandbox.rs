@@ -16,17 +16,19 @@ const OPEN_FILES: u64 = 512;
 /// What the host refuses.
 #[cfg(target_os = "linux")]
 pub(super) fn bound(parent: u32) -> std::io::Result<()> {
-    use rustix::process::{Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit};
+    use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have died before that.
     if getppid().is_none_or(|now| now.as_raw_nonzero().get() as u32 != parent) {
         return Err(std::io::Error::other("the process that this one works for is gone"));
     }
-    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
-    setrlimit(Resource::As, limit(ADDRESS_SPACE))?;
-    setrlimit(Resource::Nofile, limit(OPEN_FILES))?;
-    setrlimit(Resource::Core, limit(0))?;
-    setrlimit(Resource::Fsize, limit(0))?;
+    let bounds =
+        [(Resource::As, ADDRESS_SPACE), (Resource::Nofile, OPEN_FILES), (Resource::Core, 0), (Resource::Fsize, 0)];
+    for (resource, most) in bounds {
+        // Where less is allowed already, more would be refused.
+        let most = Some(getrlimit(resource).maximum.map_or(most, |allowed| allowed.min(most)));
+        setrlimit(resource, Rlimit { current: most, maximum: most })?;
+    }
     Ok(())
 }
 
@@ -62,7 +64,7 @@ pub(super) fn confine(engines: &[EngineKind]) -> Result<(), String> {
         SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep,
         SYS_ppoll, SYS_prlimit64, SYS_read, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
         SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_set_robust_list, SYS_sigaltstack, SYS_tgkill,
-        SYS_write, SYS_writev,
+        SYS_timer_create, SYS_timer_delete, SYS_timer_settime, SYS_write, SYS_writev,
     };
     use seccompiler::{
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -104,8 +106,19 @@ pub(super) fn confine(engines: &[EngineKind]) -> Result<(), String> {
         SYS_set_robust_list,
     ];
     if engines.contains(&EngineKind::Kvm) {
-        // The tasks of its cells are threads, and its virtual machines are files.
-        allowed.extend([SYS_ioctl, SYS_eventfd2, SYS_fcntl, SYS_dup, SYS_clone, SYS_clone3, SYS_membarrier]);
+        // The tasks of its cells are threads, its virtual machines are files, and a timer ends each run.
+        allowed.extend([
+            SYS_ioctl,
+            SYS_eventfd2,
+            SYS_fcntl,
+            SYS_dup,
+            SYS_clone,
+            SYS_clone3,
+            SYS_membarrier,
+            SYS_timer_create,
+            SYS_timer_settime,
+            SYS_timer_delete,
+        ]);
     }
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =

@@ -13,10 +13,13 @@ pub use describe::describe;
 
 use crate::cell::Cell;
 use sha2::{Digest, Sha256};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use vmm::trace::{Event, Header, ReadError, Record, Trace};
+
+/// No larger file is read: the 400,000 events of the longest trace have some 80 MB.
+const LARGEST_BYTES: u64 = 1 << 30;
 
 /// A trace with what it is the trace of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +68,14 @@ impl StoredTrace {
     /// A sentence that begins with the file.
     pub fn read(path: &Path) -> Result<StoredTrace, String> {
         let in_file = |message: String| format!("{}: {message}", path.display());
-        let file = std::fs::File::open(path).map_err(|error| in_file(format!("the trace cannot be read: {error}")))?;
+        let unreadable = |error: io::Error| in_file(format!("the trace cannot be read: {error}"));
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        if size > LARGEST_BYTES {
+            return Err(in_file(format!("{size} bytes are no trace: the longest has a tenth of that")));
+        }
+        // A pipe has no size.
+        let file = file.take(LARGEST_BYTES);
         let (header, trace) = Trace::from_jsonl(BufReader::new(file)).map_err(|error: ReadError| {
             in_file(match std::error::Error::source(&error) {
                 Some(source) => format!("{error}: {source}"),

@@ -42,7 +42,7 @@ pub fn write(trace: &StoredTrace, out: impl Write) -> io::Result<()> {
 }
 
 /// Writes the picture with some events in red, by their numbers in the trace: where it parts ways with another. The arrow
-/// that leads to such an event is red too, and an IPI that got lost there is an arrow to nowhere.
+/// that leads to such an event is red too, and an IPI that gets lost by it is an arrow to nowhere.
 ///
 /// # Errors
 /// Of the writer.
@@ -71,6 +71,8 @@ struct Row {
     lost: bool,
     /// Whether it is to stand out.
     marked: bool,
+    /// Whether it descends from a row that stands out.
+    follows: bool,
 }
 
 struct Picture {
@@ -93,9 +95,10 @@ impl Picture {
         for (at, (record, keep)) in records.iter().zip(canonical::significant(&trace.trace)).enumerate() {
             let cause = record.cause.and_then(|cause| *row_of.get(usize::try_from(cause).ok()?)?);
             row_of.push(if keep { Some(picture.add(record, cause)) } else { cause });
-            if let Some(row) = row_of[at].filter(|_| marked.contains(&at)) {
-                picture.rows[row].marked = true;
-            }
+            let Some(row) = row_of[at].filter(|_| keep) else { continue };
+            picture.rows[row].marked |= marked.contains(&at);
+            let of = cause.map(|cause| &picture.rows[cause]);
+            picture.rows[row].follows |= of.is_some_and(|cause| cause.marked || cause.follows);
         }
         picture.place_lanes();
         picture
@@ -133,7 +136,19 @@ impl Picture {
         let lost = matches!(record.event, Event::IpiDropped { .. });
         let spawns = matches!(record.event, Event::TaskSpawned { .. });
         let label = format!("{vcpu}{}", describe(&record.event));
-        self.rows.push(Row { lane, t_ns: record.t_ns, label, count: 1, call, cause, spawns, ipi, lost, marked: false });
+        self.rows.push(Row {
+            lane,
+            t_ns: record.t_ns,
+            label,
+            count: 1,
+            call,
+            cause,
+            spawns,
+            ipi,
+            lost,
+            marked: false,
+            follows: false,
+        });
         self.rows.len() - 1
     }
 
@@ -245,7 +260,7 @@ impl Picture {
                 let class = if row.marked { "broken" } else { "cause" };
                 arrow(class, (self.lanes[&self.rows[cause].lane], row_y(cause)), (here.0, here.1 - 4));
             }
-            if row.lost && row.marked {
+            if row.lost && (row.marked || row.follows) {
                 arrow("broken", here, (here.0 + COLUMN, here.1 + ROW));
             }
             let targets = row.ipi.iter().filter_map(|vcpu| self.threads.get(&vcpu));
@@ -308,9 +323,11 @@ mod tests {
     fn what_is_marked_is_red_with_the_arrow_that_leads_to_it() {
         let mut trace = Builder::new();
         let first = trace.emit("main", None, ioctl("before"));
+        let at = trace.emit_caused(first, "vcpu 0", Some(0), ioctl("differs"));
         let lost =
             Event::IpiDropped { mode: DeliveryMode::Init, vector: 0, why: vmm::trace::DropReason::NoDestination };
-        let at = trace.emit_caused(first, "vcpu 0", Some(0), lost);
+        trace.emit_caused(at, "vcpu 0", Some(0), lost.clone());
+        trace.emit_caused(first, "vcpu 0", Some(0), lost);
         let cell = "bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft".parse().expect("a cell");
         let stored = StoredTrace { cell, seed: 0, trace: Arc::new(trace.finish()) };
         let mut out = Vec::new();
@@ -318,7 +335,11 @@ mod tests {
         let svg = String::from_utf8(out).expect("text");
         assert_eq!(svg.matches("<circle class=\"broken\"").count(), 1);
         assert_eq!(svg.matches("<text class=\"broken\"").count(), 1);
-        assert_eq!(svg.matches("<path class=\"broken\"").count(), 2, "from its cause, and to nowhere: {svg}");
+        assert_eq!(
+            svg.matches("<path class=\"broken\"").count(),
+            2,
+            "from its cause, and of what got lost by it to nowhere: {svg}"
+        );
     }
 
     proptest! {
