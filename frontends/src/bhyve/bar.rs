@@ -7,8 +7,12 @@
 
 use super::machine::Machine;
 use super::process::{Run, status};
-use crate::libvmmapi::VM_FRAMEBUFFER;
+use crate::libvmmapi::Segment;
 use crate::pc::pci::{BAR_BASE, BAR_SIZE};
+
+/// The way of a register write through the emulation of PCI, before the first ioctl: an estimate, in nanoseconds. Others run
+/// meanwhile, and what they begin finds this vCPU's thread in userspace.
+const PCI_EMULATION_NS: u64 = 3_000;
 
 /// `PROT_READ | PROT_WRITE`.
 const PROT_READ_WRITE: i32 = 3;
@@ -17,8 +21,8 @@ const PROT_READ_WRITE: i32 = 3;
 pub(super) fn init(machine: &Machine) -> Run<()> {
     let Machine { process, vm, bar, .. } = machine;
     let failed = |errno| process.err(status::ERROR, "init_pci: framebuffer", errno);
-    vm.create_devmem(VM_FRAMEBUFFER, "framebuffer", BAR_SIZE).map_err(failed)?;
-    vm.mmap_memseg(BAR_BASE, VM_FRAMEBUFFER, 0, BAR_SIZE, PROT_READ_WRITE).map_err(failed)?;
+    vm.create_devmem(Segment::Framebuffer, "framebuffer", BAR_SIZE).map_err(failed)?;
+    vm.map_segment(BAR_BASE, Segment::Framebuffer, 0, BAR_SIZE, PROT_READ_WRITE).map_err(failed)?;
     *bar.lock() = Some(BAR_BASE);
     Ok(())
 }
@@ -26,12 +30,14 @@ pub(super) fn init(machine: &Machine) -> Run<()> {
 /// `pci_fbuf_baraddr`, first for the old address and then for the new one. Errors are said and change nothing.
 pub(super) fn move_to(machine: &Machine, to: Option<u64>) {
     let Machine { process, vm, bar, .. } = machine;
+    process.host.charge(PCI_EMULATION_NS);
+    process.host.yield_now();
     let from = bar.lock().take();
     if from.is_some_and(|from| vm.munmap_memseg(from, BAR_SIZE).is_err()) {
         process.eprintln("pci_fbuf: munmap_memseg failed");
     }
     let Some(to) = to else { return };
-    match vm.mmap_memseg(to, VM_FRAMEBUFFER, 0, BAR_SIZE, PROT_READ_WRITE) {
+    match vm.map_segment(to, Segment::Framebuffer, 0, BAR_SIZE, PROT_READ_WRITE) {
         Ok(()) => *bar.lock() = Some(to),
         Err(_) => process.eprintln("pci_fbuf: mmap_memseg failed"),
     }

@@ -11,11 +11,10 @@
 
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine, index};
-use super::process::{Place, Process, Run};
+use super::process::{Begin, Place, Process, Run};
 use super::{Personality, ap, monitor, setup, v13_1};
 use crate::libvmmapi::{Exit, Reason, System, V13_2, Vm};
 use crate::{ApicMode, FrontendOption, Launch};
-use std::convert::Infallible;
 use std::sync::Arc;
 use vmm::abi::cap;
 
@@ -34,13 +33,14 @@ impl Personality for LazyIpiExit {
         &[FrontendOption::Monitor, FrontendOption::Passthru]
     }
 
-    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Infallible> {
+    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Begin> {
         let cpus = setup::calc_topology(&process, launch)?;
         let vm = setup::do_open(&process, system, launch, cpus, &V13_2)?;
         setup::check_vcpus_allowed(&process, &vm, cpus)?;
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        let rip = setup::boot(&machine, &launch.boot)?;
+        setup::boot(&machine, &launch.boot)?;
+        let rip = setup::bsp_rip(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
         monitor::look(&machine);
         v13_1::add_cpu(&machine, BSP, BSP, rip)?;

@@ -3,6 +3,7 @@
 //! A C function that calls `exit` does not return, wherever it is called. Here it returns the [`End`] as an error, and
 //! the thread's outermost function ends the cell with it.
 
+use super::checkpoint::Checkpoint;
 use crate::Console;
 use crate::option::Options;
 use vmm::abi::Errno;
@@ -39,12 +40,34 @@ pub(crate) struct Process {
     pub(super) host: Host,
     /// What its command line asks for beside the plain machine.
     pub(super) options: Options,
+    /// What an earlier process, or an earlier life of this one, left behind.
+    pub(super) begin: Begin,
+    /// `getprogname`.
+    program: &'static str,
     console: Console,
 }
 
+/// What a process begins with.
+#[derive(Debug, Default)]
+pub(crate) enum Begin {
+    /// Nothing.
+    #[default]
+    Fresh,
+    /// A checkpoint to restore (`-r`).
+    Restore(Box<Checkpoint>),
+    /// The VM that it has already, to be begun anew.
+    Reboot,
+}
+
 impl Process {
-    pub(super) fn new(host: &Host, console: &Console, options: Options) -> Process {
-        Process { host: host.clone(), options, console: console.clone() }
+    pub(super) fn new(
+        host: &Host,
+        console: &Console,
+        options: Options,
+        program: &'static str,
+        begin: Begin,
+    ) -> Process {
+        Process { host: host.clone(), options, begin, program, console: console.clone() }
     }
 
     /// The console of the process.
@@ -71,7 +94,7 @@ impl Process {
 
     /// `errx(status, …)`.
     pub(super) fn errx(&self, status: i32, message: &str) -> End {
-        self.exit(status, &format!("bhyve: {message}"))
+        self.exit(status, &format!("{}: {message}", self.program))
     }
 
     /// `err(status, …)`.

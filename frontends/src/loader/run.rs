@@ -41,7 +41,7 @@ pub(crate) fn run(
     generation: &'static dyn Generation,
 ) -> Result<(), Failure> {
     let placed = image.place(Ram::of(memory_bytes))?;
-    system.vm_create(vm_name).calling("vm_create")?;
+    Vm::create(&**system, vm_name, generation).calling("vm_create")?;
     let vm = Vm::open(system, vm_name, generation).calling("vm_open")?;
     let memory = vm.setup_memory(memory_bytes).calling("vm_setup_memory")?;
     for piece in &placed.pieces {

@@ -241,8 +241,8 @@ fn the_loader_makes_a_vm_and_leaves_it() {
     let expected = [
         "create guest",
         "open guest",
-        "VM_GET_MEMSEG 0",
-        "VM_ALLOC_MEMSEG 0",
+        "VM_GET_MEMSEG 0, 32 bytes",
+        "VM_ALLOC_MEMSEG 0, 32 bytes",
         "VM_MMAP_GETNEXT",
         "VM_MMAP_MEMSEG 0x0 = segment 0 + 0x0, 0x4000000 bytes, prot 7",
         "mmap 0x0 0x4000000",

@@ -90,6 +90,11 @@ impl Pc {
         Pc { devices: Mutex::new(devices) }
     }
 
+    /// Takes over the state of every device from a PC that is no longer used.
+    pub(crate) fn restore(&self, other: &Pc) {
+        std::mem::swap(&mut *self.devices.lock(), &mut *other.devices.lock());
+    }
+
     /// `emulate_inout`: `None` where the handler refuses the access. Ports without a device read as all ones and ignore
     /// writes (`default_inout`; `-e` is not given).
     pub(crate) fn inout(&self, access: Inout) -> Option<Reaction> {

@@ -3,7 +3,7 @@
 use super::{CellArgs, Failure, named_cell, print_and_exit, run_named};
 use crate::cell::Cell;
 use crate::diff::{Amount, Diff};
-use crate::report::json::write_atomically;
+use crate::report::file::write_atomically;
 use crate::report::unless_our_fault;
 use crate::run::{CellRun, Setup};
 use crate::trace::{Canonical, StoredTrace, perfetto, svg, text};

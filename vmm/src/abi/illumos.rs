@@ -389,14 +389,6 @@ impl VmInout {
     }
 }
 
-impl VmMemseg {
-    /// The segment's name, without the NUL.
-    #[must_use]
-    pub fn name(&self) -> String {
-        super::name_in(&self.name)
-    }
-}
-
 impl VmCreateReq {
     /// The argument for a VM of this name, cut off at [`MAX_NAMELEN`] − 1 bytes.
     #[must_use]

@@ -369,10 +369,11 @@ impl ExitInout {
 }
 
 impl ExitIpi {
-    /// The exit for an IPI of this mode (ICR bits 10:8, unshifted).
+    /// The exit for an IPI of this mode (ICR bits 10:8, unshifted). vCPUs from 256 on are left out without a word.
     #[must_use]
     pub fn new(mode: u32, vector: u8, dmask: CpuSet) -> ExitIpi {
-        ExitIpi { mode, vector, _pad: [0; 3], dmask: dmask.words() }
+        let [a, b, c, d, ..] = dmask.words();
+        ExitIpi { mode, vector, _pad: [0; 3], dmask: [a, b, c, d] }
     }
 
     /// The vCPUs that the IPI is for.
@@ -382,29 +383,29 @@ impl ExitIpi {
     }
 }
 
-impl VmMemseg {
-    /// The segment's name, without the NUL.
-    #[must_use]
-    pub fn name(&self) -> String {
-        super::name_in(&self.name)
-    }
+macro_rules! memsegs {
+    ($($type:ty),*) => {
+        $(
+            impl $type {
+                /// A segment of this number, length in bytes and name, which is cut off where the structure ends.
+                #[must_use]
+                pub fn new(segid: i32, len: u64, name: &str) -> $type {
+                    let mut memseg = <$type as Default>::default();
+                    (memseg.segid, memseg.len, memseg.name) = (segid, len, super::name_field(name));
+                    memseg
+                }
+
+                /// The segment's name, without the NUL.
+                #[must_use]
+                pub fn name(&self) -> String {
+                    super::name_in(&self.name)
+                }
+            }
+        )*
+    };
 }
 
-impl super::v12::VmMemseg {
-    /// The segment's name, without the NUL.
-    #[must_use]
-    pub fn name(&self) -> String {
-        super::name_in(&self.name)
-    }
-}
-
-impl super::v15::VmMemseg {
-    /// The segment's name, without the NUL.
-    #[must_use]
-    pub fn name(&self) -> String {
-        super::name_in(&self.name)
-    }
-}
+memsegs!(VmMemseg, super::v12::VmMemseg, super::v15::VmMemseg, super::illumos::VmMemseg);
 
 impl super::v14::VmRun {
     /// The argument for a vCPU, with room for the exit and then a mask of `cpusetsize` bytes behind it.

@@ -19,6 +19,7 @@ pub mod v12;
 pub mod v14;
 pub mod v15;
 pub mod vmmctl;
+pub mod wide;
 
 pub use layout::*;
 
@@ -55,6 +56,7 @@ errnos! {
     EPERM = 1, "Operation not permitted";
     ENOENT = 2, "No such file or directory";
     EIO = 5, "Input/output error";
+    ENXIO = 6, "Device not configured";
     E2BIG = 7, "Argument list too long";
     EBADF = 9, "Bad file descriptor";
     ENOMEM = 12, "Cannot allocate memory";
@@ -186,8 +188,8 @@ requests! {
 }
 
 /// Every generation's requests.
-const ALL_REQUESTS: [&[(&str, Request)]; 6] =
-    [REQUESTS, v12::REQUESTS, v14::REQUESTS, v15::REQUESTS, vmmctl::REQUESTS, illumos::REQUESTS];
+const ALL_REQUESTS: [&[(&str, Request)]; 7] =
+    [REQUESTS, v12::REQUESTS, v14::REQUESTS, v15::REQUESTS, vmmctl::REQUESTS, wide::REQUESTS, illumos::REQUESTS];
 
 /// The request's name, or `unknown`. One name can stand for several numbers, a generation's each.
 #[must_use]
@@ -205,7 +207,7 @@ fn name_field<const LEN: usize>(name: &str) -> [u8; LEN] {
 }
 
 /// The characters before the NUL.
-fn name_in(field: &[u8]) -> String {
+pub(crate) fn name_in(field: &[u8]) -> String {
     field.iter().take_while(|&&byte| byte != 0).map(|&byte| char::from(byte)).collect()
 }
 
@@ -261,16 +263,18 @@ pub mod cap {
     pub const RDTSCP: i32 = 7;
     /// INIT and STARTUP are handled by userspace (0bda8d3e9f7a, D35623).
     pub const IPI_EXIT: i32 = 8;
-    /// External interrupts are held back (later main).
+    /// External interrupts are held back (fefac543590d, D39949).
     pub const MASK_HWINTR: i32 = 9;
-    /// Single-step by RFLAGS.TF, on AMD (later main).
+    /// Single-step by RFLAGS.TF, on AMD (e3b4fe645e50, D42296).
     pub const RFLAGS_TF: i32 = 10;
     /// `VM_CAP_MAX` before 0bda8d3e9f7a. \[inferred]
     pub const MAX_BEFORE_IPI_EXIT: i32 = 8;
     /// `VM_CAP_MAX` from 0bda8d3e9f7a on.
     pub const MAX_WITH_IPI_EXIT: i32 = 9;
-    /// `VM_CAP_MAX` with MASK_HWINTR and RFLAGS_TF.
-    pub const MAX_WITH_SINGLE_STEP: i32 = 11;
+    /// `VM_CAP_MAX` from fefac543590d (D39949) on.
+    pub const MAX_WITH_MASK_HWINTR: i32 = 10;
+    /// `VM_CAP_MAX` from e3b4fe645e50 (D42296) on.
+    pub const MAX_WITH_RFLAGS_TF: i32 = 11;
 }
 
 /// How a VM is suspended as a whole (`enum vm_suspend_how`).
