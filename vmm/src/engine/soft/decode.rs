@@ -872,25 +872,18 @@ fn ending(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Opti
 /// What an instruction that this processor lacks would ask of the control registers.
 mod unit {
     pub(super) const NONE: u8 = 0;
-    pub(super) const X87: u8 = 1;
-    pub(super) const SSE: u8 = 2;
-    /// XSAVE and its kin, and everything with a VEX or EVEX prefix that uses vector registers.
-    pub(super) const XSAVE: u8 = 3;
+    pub(super) const SSE: u8 = 1;
+    /// XSAVES and its kin, and everything with a VEX or EVEX prefix that uses vector registers.
+    pub(super) const XSAVE: u8 = 2;
 }
 
 fn needs(instruction: &Instruction) -> u8 {
     let features = instruction.cpuid_features();
     let has = |wanted: &[CpuidFeature]| features.iter().any(|feature| wanted.contains(feature));
     let is_legacy = instruction.code().encoding() == EncodingKind::Legacy;
-    if has(&[CpuidFeature::FPU, CpuidFeature::FPU287, CpuidFeature::FPU387, CpuidFeature::MMX, CpuidFeature::FXSR]) {
-        unit::X87
-    } else if is_legacy
-        && has(&[CpuidFeature::SSE, CpuidFeature::SSE2, CpuidFeature::SSE3, CpuidFeature::SSSE3, CpuidFeature::SSE4_1])
-    {
+    if is_legacy && (0..instruction.op_count()).any(|i| instruction.op_register(i).is_xmm()) {
         unit::SSE
-    } else if has(&[CpuidFeature::XSAVE, CpuidFeature::XSAVEOPT, CpuidFeature::XSAVEC, CpuidFeature::XSAVES])
-        || !is_legacy && !has(&[CpuidFeature::BMI1, CpuidFeature::BMI2])
-    {
+    } else if has(&[CpuidFeature::XSAVES]) || !is_legacy && !has(&[CpuidFeature::BMI1, CpuidFeature::BMI2]) {
         unit::XSAVE
     } else {
         unit::NONE
@@ -902,7 +895,6 @@ fn needs(instruction: &Instruction) -> u8 {
 fn not_implemented(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     let (em, ts) = (cpu.cr0 & cr0::EM != 0, cpu.cr0 & cr0::TS != 0);
     match op.extra {
-        unit::X87 if em || ts => return Err(cpu.raise(vector::NM)),
         unit::SSE if em || cpu.cr4 & cr4::OSFXSR == 0 => return Err(cpu.ud()),
         unit::XSAVE if cpu.cr4 & cr4::OSXSAVE == 0 => return Err(cpu.ud()),
         unit::SSE if ts => return Err(cpu.raise(vector::NM)),

@@ -327,19 +327,19 @@ fn writing_the_tsc_moves_it() {
 #[test]
 fn what_is_not_implemented_is_recorded_and_undefined() {
     let mut bench = bench(|a| {
-        a.fyl2x().unwrap();
+        a.aesenc(xmm1, xmm2).unwrap();
     });
     super::events::long_mode_idt(&mut bench);
     assert_eq!(bench.run(100), Exit::Hlt);
     assert_eq!(super::events::handled(&mut bench), 6);
     let recorded = bench.cpu.take_unimplemented();
     assert_eq!(recorded.len(), 1);
-    assert_eq!((recorded[0].what.as_str(), recorded[0].rip), ("fyl2x", CODE));
+    assert_eq!((recorded[0].what.as_str(), recorded[0].rip), ("aesenc", CODE));
     assert!(bench.cpu.take_unimplemented().is_empty());
 
     // With the unit switched away it is the guest's own doing.
     bench.load(64, CODE, |a| {
-        a.fyl2x().unwrap();
+        a.aesenc(xmm1, xmm2).unwrap();
     });
     let control = bench.cpu.reg(Reg::Cr0);
     bench.cpu.set_reg(Reg::Cr0, control | 8);

@@ -4,7 +4,7 @@
 
 use iced_x86::code_asm::*;
 use std::cell::Cell;
-use std::sync::Once;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// Where the data that instructions work on lies, on the host and in the guest: three pages.
 pub(super) const DATA: u64 = 0x4000_0000;
@@ -50,6 +50,8 @@ thread_local! {
 /// An executable page with the stub, and the pages that it works on.
 pub(super) struct HostCpu {
     exit: u64,
+    /// The addresses are fixed: one test at a time.
+    _turn: MutexGuard<'static, ()>,
     /// The signal handler's stack: the stack pointer is the test's to choose.
     _stack: Vec<u8>,
 }
@@ -131,8 +133,11 @@ extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc:
 }
 
 impl HostCpu {
-    /// One of them at a time: its pages have fixed addresses.
+    /// Waits until no other test has one.
     pub(super) fn new() -> HostCpu {
+        static TURN: Mutex<()> = Mutex::new(());
+        // A test that failed has left nothing behind.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         map(DATA, DATA_LEN, libc::PROT_READ | libc::PROT_WRITE);
         map(STATE, 0x1000, libc::PROT_READ | libc::PROT_WRITE);
         map(CODE, 0x1000, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
@@ -198,7 +203,7 @@ impl HostCpu {
                 }
             }
         });
-        HostCpu { exit, _stack: stack }
+        HostCpu { exit, _turn: turn, _stack: stack }
     }
 
     /// The data area.

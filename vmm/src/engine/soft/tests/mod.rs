@@ -18,8 +18,11 @@ mod native;
 mod paging;
 mod random;
 mod segments;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod sequences;
 mod smp;
 mod system;
+mod table;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
 use crate::engine::{Completion, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};

@@ -2,6 +2,7 @@
 
 use super::super::op::{Handler, Op};
 use super::arithmetic::{self, comparison, operation};
+use super::transcendental::{self, function};
 use super::transfer::{self, kind};
 use super::{control, transfer as t};
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind};
@@ -55,6 +56,7 @@ pub(in super::super) fn handler(instruction: &Instruction, op: &mut Op) -> Optio
         M::Fst if operand_kind(instruction) == kind::REGISTER => with(0, t::store_register),
         M::Fstp if operand_kind(instruction) == kind::REGISTER => with(1, t::store_register),
         M::Fstp if code == Code::Fstp_m80fp => with(1, t::store80),
+        M::Fstpnce => with(1, t::store_register_unchecked),
         M::Fst => with(0, t::store),
         M::Fstp => with(1, t::store),
         M::Fist => with(0, t::store_integer::<false>),
@@ -101,6 +103,14 @@ pub(in super::super) fn handler(instruction: &Instruction, op: &mut Op) -> Optio
         M::Fprem => with(0, arithmetic::remainder::<false>),
         M::Fprem1 => with(0, arithmetic::remainder::<true>),
         M::Fxtract => with(0, arithmetic::extract),
+        M::F2xm1 => with(0, transcendental::f2xm1),
+        M::Fyl2x => with(0, transcendental::fyl2x),
+        M::Fyl2xp1 => with(0, transcendental::fyl2xp1),
+        M::Fpatan => with(0, transcendental::fpatan),
+        M::Fsin => with(function::SINE, transcendental::trigonometry),
+        M::Fcos => with(function::COSINE, transcendental::trigonometry),
+        M::Fsincos => with(function::BOTH, transcendental::trigonometry),
+        M::Fptan => with(function::TANGENT, transcendental::trigonometry),
 
         M::Fcom
         | M::Ficom

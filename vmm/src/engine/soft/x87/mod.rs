@@ -3,6 +3,7 @@
 mod arithmetic;
 mod control;
 mod decode;
+mod transcendental;
 mod transfer;
 
 pub(super) use self::control::{emms, wait};

@@ -110,6 +110,18 @@ pub(super) fn store_register(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     Ok(())
 }
 
+/// FSTPNCE (undocumented): FSTP ST(i) that does not mind an empty ST(0), which it drops.
+pub(super) fn store_register_unchecked(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    if cpu.fpu.st(0).is_some() {
+        return store_register(cpu, bus, op);
+    }
+    cpu.check_x87_waiting()?;
+    cpu.note_x87(op);
+    cpu.fpu.set_c1(false);
+    cpu.fpu.pop();
+    Ok(())
+}
+
 /// Finishes a store of a converted ST(0): `put` writes what the format holds.
 fn store_converted(
     cpu: &mut Cpu,
