@@ -16,6 +16,7 @@ mod random;
 mod segments;
 mod smp;
 mod system;
+mod translations;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
 use crate::engine::{Completion, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
