@@ -1,8 +1,11 @@
 //! What a frontend leaves behind for people to read: its serial port and its standard error.
 
 use parking_lot::Mutex;
-use std::io;
 use std::sync::Arc;
+use std::{fmt, io};
+
+/// A line of the serial port is watched up to this length.
+const LINE_CAPACITY: usize = 1024;
 
 /// How many bytes of the serial port are kept, and how many lines of standard error: a guest that writes in a loop must
 /// not eat the machine's memory.
@@ -10,14 +13,23 @@ const SERIAL_CAPACITY: usize = 4 << 20;
 const STDERR_CAPACITY: usize = 10_000;
 
 /// The output of one cell's frontend; clones are the same console. Readable while the cell runs and after it has ended.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Console {
     printed: Arc<Mutex<Printed>>,
+    watch: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.printed.fmt(f)
+    }
 }
 
 #[derive(Debug, Default)]
 struct Printed {
     serial: Vec<u8>,
+    /// The line that is being sent, when somebody watches.
+    line: Vec<u8>,
     stderr: Vec<String>,
 }
 
@@ -26,6 +38,13 @@ impl Console {
     #[must_use]
     pub fn new() -> Console {
         Console::default()
+    }
+
+    /// A console whose serial port is read along: `watch` is called with each line when it ends, by the task whose guest
+    /// sent it, and must not write to the console itself.
+    #[must_use]
+    pub fn watched(watch: impl Fn(&str) + Send + Sync + 'static) -> Console {
+        Console { watch: Some(Arc::new(watch)), ..Console::default() }
     }
 
     /// The bytes that the guest sent to COM1; of very many, the first 4 MiB.
@@ -51,9 +70,18 @@ impl Console {
 /// The serial port's end of the console.
 impl io::Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let serial = &mut self.printed.lock().serial;
-        let kept = bytes.len().min(SERIAL_CAPACITY - serial.len());
-        serial.extend_from_slice(&bytes[..kept]);
+        let mut printed = self.printed.lock();
+        let kept = bytes.len().min(SERIAL_CAPACITY - printed.serial.len());
+        printed.serial.extend_from_slice(&bytes[..kept]);
+        let Some(watch) = &self.watch else { return Ok(bytes.len()) };
+        for &byte in bytes {
+            if byte == b'\n' {
+                let line = std::mem::take(&mut printed.line);
+                watch(String::from_utf8_lossy(&line).trim_end());
+            } else if printed.line.len() < LINE_CAPACITY {
+                printed.line.push(byte);
+            }
+        }
         Ok(bytes.len())
     }
 
@@ -66,6 +94,20 @@ impl io::Write for Console {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn lines_are_read_along() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&lines);
+        let mut console = Console::watched(move |line| seen.lock().push(line.to_owned()));
+        console.write_all(b"one\r\ntw").expect("it takes everything");
+        console.write_all(b"o\n\nthree").expect("it takes everything");
+        console.write_all(&[b'x'; 5000]).expect("it takes everything");
+        assert_eq!(*lines.lock(), ["one", "two", ""]);
+        console.write_all(b"\n").expect("it takes everything");
+        assert_eq!(lines.lock().last().map(String::len), Some(1024), "a line without an end is cut off");
+        assert!(console.serial().starts_with(b"one\r\ntwo\n\nthree"));
+    }
 
     #[test]
     fn a_flood_is_cut_off() {

@@ -7,12 +7,19 @@
 mod bhyve;
 mod console;
 mod libvmmapi;
+pub mod loader;
+mod name;
+mod option;
 mod pc;
 
 pub use console::Console;
+pub use name::FrontendNameError;
+pub use option::FrontendOption;
 
 use bhyve::Personality;
 use libvmmapi::System;
+use loader::OsImage;
+use option::Options;
 use std::fmt;
 use std::sync::Arc;
 use vmm::host::Host;
@@ -64,7 +71,16 @@ pub struct Topology {
     pub threads: u16,
 }
 
-/// A command line: `-H`, no `-P`, `-e` or `-w`, COM1 on the console, a host bridge, an LPC bridge and a boot ROM.
+/// What a VM boots from.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// `-l bootrom,…`: the ROM that ends at 4 GiB, 4 KiB to 16 MiB in whole pages.
+    Rom(Arc<[u8]>),
+    /// No boot ROM: a [`loader`] makes the VM before the frontend runs.
+    Loader(Arc<OsImage>),
+}
+
+/// A command line: `-H`, no `-P`, `-e` or `-w`, COM1 on the console, a host bridge and an LPC bridge.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// The VM's name.
@@ -77,8 +93,8 @@ pub struct Launch {
     pub apic: ApicMode,
     /// `-m`: RAM in bytes, a multiple of 4 KiB.
     pub memory_bytes: u64,
-    /// `-l bootrom,…`: the ROM that ends at 4 GiB, 4 KiB to 16 MiB in whole pages.
-    pub bootrom: Arc<[u8]>,
+    /// What it boots from.
+    pub boot: Boot,
     /// `-A`: ACPI tables beside the MP table.
     pub acpi: bool,
 }
@@ -86,59 +102,72 @@ pub struct Launch {
 impl Launch {
     /// A VM of 16 MiB with MP table and ACPI tables.
     #[must_use]
-    pub fn new(vm_name: &str, vcpus: u16, apic: ApicMode, bootrom: impl Into<Arc<[u8]>>) -> Launch {
-        Launch {
-            vm_name: vm_name.to_owned(),
-            vcpus,
-            topology: None,
-            apic,
-            memory_bytes: 16 << 20,
-            bootrom: bootrom.into(),
-            acpi: true,
-        }
+    pub fn new(vm_name: &str, vcpus: u16, apic: ApicMode, boot: Boot) -> Launch {
+        Launch { vm_name: vm_name.to_owned(), vcpus, topology: None, apic, memory_bytes: 16 << 20, boot, acpi: true }
     }
 }
 
-/// A version of a VMM's userspace.
+/// A version of a VMM's userspace, with the options that are asked of it.
+///
+/// Its text ([`fmt::Display`], [`std::str::FromStr`]) is its name in cells: `bhyve-13.1`, `bhyve-13.1+monitor`.
 #[derive(Clone, Copy)]
 pub struct Frontend {
     personality: &'static dyn Personality,
+    options: Options,
 }
 
 impl Frontend {
-    /// Every frontend, oldest first.
+    /// Every frontend without options, oldest first.
     pub fn all() -> impl Iterator<Item = Frontend> {
-        bhyve::PERSONALITIES.into_iter().map(|personality| Frontend { personality })
+        bhyve::PERSONALITIES.into_iter().map(|personality| Frontend { personality, options: Options::default() })
     }
 
-    /// The frontend with this name.
+    /// The frontend with this name, options included.
     #[must_use]
     pub fn named(name: &str) -> Option<Frontend> {
-        Frontend::all().find(|frontend| frontend.name() == name)
+        name.parse().ok()
     }
 
-    /// The name in cells.
+    /// The version's name, without options.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.personality.name()
     }
 
-    /// What it is, in one sentence.
+    /// What the version is, in one sentence.
     #[must_use]
     pub fn about(&self) -> &'static str {
         self.personality.about()
+    }
+
+    /// The options that the version offers.
+    #[must_use]
+    pub fn offered(&self) -> &'static [FrontendOption] {
+        self.personality.options()
+    }
+
+    /// The options that are on, in the order of names.
+    pub fn options(&self) -> impl Iterator<Item = FrontendOption> + use<> {
+        self.options.iter()
     }
 
     /// The process, from `main` to its end, which is the cell's ([`vmm::host::End::Exit`] or [`vmm::host::End::Abort`]): the
     /// body of the cell's first task.
     pub fn main(&self, host: &Host, kernel: &Kernel, launch: &Launch, console: &Console) -> ! {
         let system: Arc<dyn System> = Arc::new(kernel.clone());
-        bhyve::run(self.personality, host, &system, launch, console)
+        bhyve::run(self.personality, self.options, host, &system, launch, console)
+    }
+}
+
+/// The name in cells.
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.name(), self.options)
     }
 }
 
 impl fmt::Debug for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        fmt::Display::fmt(self, f)
     }
 }

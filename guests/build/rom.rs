@@ -7,8 +7,31 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guests, by the names of their sources in freestanding/guests.
-pub(crate) const GUESTS: [&str; 6] =
-    ["mp-spec", "linux", "linux-parallel", "triple-fault", "spin-forever", "jump-into-mmio"];
+pub(crate) const GUESTS: [&str; 23] = [
+    "mp-spec",
+    "linux",
+    "linux-parallel",
+    "xv6-order",
+    "many",
+    "broadcast",
+    "broadcast-ff",
+    "logical",
+    "ap-starts-ap",
+    "ap-restart",
+    "sipi-vector-change",
+    "double-sipi",
+    "sipi-first",
+    "init-only",
+    "deassert-only",
+    "self-init",
+    "fixed-while-waiting",
+    "nmi-while-waiting",
+    "bar-remap",
+    "program",
+    "triple-fault",
+    "spin-forever",
+    "jump-into-mmio",
+];
 
 /// Size of a ROM in bytes: the window of 64 KiB that real mode sees at the reset vector.
 pub(crate) const ROM_SIZE: usize = 0x1_0000;
@@ -37,7 +60,7 @@ impl Toolchain {
         }
     }
 
-    fn command(&self, sources: &Path) -> Command {
+    pub(crate) fn command(&self, sources: &Path) -> Command {
         let mut command = Command::new(&self.rustc);
         command
             .args(["--edition=2024", "--target", self.target(), self.lints, "--remap-path-prefix"])
@@ -79,7 +102,7 @@ impl Toolchain {
     }
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());

@@ -80,11 +80,13 @@ impl Cell {
     }
 }
 
-/// Whether a text may name a frontend, kernel or guest: letters, digits, `.`, `_` and `-`, not beginning with a sign.
+/// Whether a text may name a frontend, kernel or guest: letters, digits, `.`, `_` and `-`, not beginning with a sign. What
+/// is made from another adds to its name with `+` and `-`, and may give a number after `=`: `bhyve-13.1+monitor`,
+/// `fbsd-13.2-exit-mask`, `fbsd-14+maxcpu=16`.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+' | '='))
 }
 
 impl fmt::Display for Cell {
@@ -174,8 +176,8 @@ mod tests {
     proptest! {
         #[test]
         fn parse_is_the_inverse_of_display(
-            frontend in "[a-z0-9][a-zA-Z0-9._-]{0,12}",
-            kernel in "[a-z0-9][a-zA-Z0-9._-]{0,12}",
+            frontend in "[a-z0-9][a-zA-Z0-9._+=-]{0,12}",
+            kernel in "[a-z0-9][a-zA-Z0-9._+=-]{0,12}",
             guest in "[a-z0-9][a-zA-Z0-9._-]{0,12}",
             apic in prop::sample::select(&ApicMode::ALL[..]),
             cpus in 1u16..,

@@ -9,30 +9,32 @@
 //! | a panic of the modelled host kernel | | `panic` |
 //! | SIGABRT of the frontend | | `abort` |
 //! | the frontend's exit after the guest's power-off | every AP that was asked for reported, every test passed, done | `ok` |
-//! | the same, or the end of its time | some AP reported | `partial` |
+//! | the same, or the end of its time | some AP reported, or none was asked for and the guest complains | `partial` |
 //! | the same, or the end of its time | no AP reported | `hang` |
 //! | any other exit of the frontend | | `exit N` |
 //!
-//! A guest that breaks or fails a test can never be `ok`; its report is the detail.
+//! How many APs it asks for says the guest itself; one that does not asks for all. A guest that breaks, that fails a test or one of
+//! whose CPUs is astray can never be `ok`; its report is the detail.
 
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use vmm::host::End;
 use vmm::trace::{Event, GuestReport, Trace, report_port};
 
-/// The status with which bhyve ends after the guest powered itself off (`vmexit_suspend`, spec history 3.0).
+/// The status with which bhyve ends after the guest powered itself off (`vmexit_suspend`, spec history 3.0). Other frontends
+/// end with 0.
 const POWEROFF_STATUS: i32 = 1;
 
 /// What became of a cell, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum OutcomeKind {
-    /// Every AP that the guest was asked to start ran and reported, and all of the guest's tests passed.
+    /// Every AP that the guest asked for ran and reported, and all of the guest's tests passed.
     Ok,
-    /// Some APs ran, but not all, or not well.
+    /// Some APs ran, but not all, or not well; or a guest that asks for none complains.
     Partial,
-    /// No AP ran; host and userspace are healthy.
+    /// None of the APs that were asked for ran; host and userspace are healthy.
     Hang,
     /// The frontend ended with this status.
     Exit(i32),
@@ -59,6 +61,31 @@ impl OutcomeKind {
             OutcomeKind::Panic => "panic",
             OutcomeKind::NotApplicable => "not-applicable",
             OutcomeKind::HarnessError => "harness-error",
+        }
+    }
+
+    /// The kind that prints so, whether it can be expected or not.
+    #[must_use]
+    pub fn of_any(text: &str) -> Option<OutcomeKind> {
+        match text {
+            "n/a" | "not-applicable" => Some(OutcomeKind::NotApplicable),
+            "harness-error" => Some(OutcomeKind::HarnessError),
+            _ => text.parse().ok(),
+        }
+    }
+
+    /// How bad it is: the worst of many stands for all of them where there is room for one.
+    #[must_use]
+    pub fn severity(self) -> u8 {
+        match self {
+            OutcomeKind::NotApplicable => 0,
+            OutcomeKind::Ok => 1,
+            OutcomeKind::Partial => 2,
+            OutcomeKind::Hang => 3,
+            OutcomeKind::Exit(_) => 4,
+            OutcomeKind::Abort => 5,
+            OutcomeKind::Panic => 6,
+            OutcomeKind::HarnessError => 7,
         }
     }
 
@@ -134,13 +161,34 @@ impl Serialize for Outcome {
     }
 }
 
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Outcome, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            kind: String,
+            status: Option<i32>,
+            detail: String,
+        }
+        let Fields { kind, status, detail } = Fields::deserialize(deserializer)?;
+        let kind = match (kind.as_str(), status) {
+            ("exit", Some(status)) => Some(OutcomeKind::Exit(status)),
+            (kind, _) => OutcomeKind::of_any(kind),
+        };
+        Ok(Outcome { kind: kind.ok_or_else(|| serde::de::Error::custom("no outcome has this kind"))?, detail })
+    }
+}
+
 /// What the guest said about itself, gathered from a trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     booted: bool,
     cpus_found: Option<u32>,
+    aps_asked: Option<u32>,
     aps_online: BTreeSet<u32>,
-    tests_failed: Vec<u32>,
+    /// By test, in the order of their first failures: the CPUs that it is about.
+    tests_failed: Vec<(u32, Vec<u32>)>,
+    /// APIC ID and the vector of the page, or `None` for the reset vector.
+    strays: BTreeSet<(u32, Option<u8>)>,
     done: bool,
     gave_up: bool,
     broken: Option<u32>,
@@ -162,13 +210,18 @@ impl Observed {
                     GuestReport::ApOnline { apic_id } => {
                         seen.aps_online.insert(apic_id);
                     }
-                    GuestReport::TestFailed { test } => seen.tests_failed.push(test),
+                    GuestReport::ApsAsked { aps } => seen.aps_asked = Some(aps),
+                    GuestReport::TestFailed { test, apic_id } => seen.add_failure(test, apic_id),
+                    GuestReport::Stray { apic_id, vector } => {
+                        seen.strays.insert((apic_id, vector));
+                    }
                     GuestReport::Done { .. } => seen.done = true,
                     GuestReport::GaveUp { .. } => seen.gave_up = true,
                     GuestReport::Broken { code } => seen.broken = Some(code),
                     GuestReport::ApAwaited { .. }
                     | GuestReport::TestPassed { .. }
                     | GuestReport::ApMissing { .. }
+                    | GuestReport::Seen { .. }
                     | GuestReport::Unknown { .. } => {}
                 },
                 Event::VmSuspended { how } => seen.suspended = Some(how.clone()),
@@ -192,14 +245,29 @@ impl Observed {
         self.suspended.as_deref() == Some("poweroff")
     }
 
+    fn add_failure(&mut self, test: u32, apic_id: Option<u32>) {
+        let at = self.tests_failed.iter().position(|(failed, _)| *failed == test).unwrap_or_else(|| {
+            self.tests_failed.push((test, Vec::new()));
+            self.tests_failed.len() - 1
+        });
+        self.tests_failed[at].1.extend(apic_id);
+    }
+
+    /// How many APs the guest asks for, on a machine with `cpus` vCPUs.
+    fn asked(&self, cpus: u16) -> usize {
+        self.aps_asked.map_or(usize::from(cpus) - 1, |aps| aps as usize)
+    }
+
     /// `1 of 3 APs came up`.
     fn aps(&self, cpus: u16) -> String {
-        match (self.aps_online.len(), cpus - 1) {
-            (_, 0) => "no AP was asked for".into(),
+        match (self.aps_online.len(), self.asked(cpus)) {
+            (0, 0) => "no AP was asked for".into(),
+            (1, 0) => "an AP came up that nobody asked for".into(),
+            (online, 0) => format!("{online} APs came up that nobody asked for"),
             (0, 1) => "the AP never came up".into(),
             (1, 1) => "the AP came up".into(),
             (0, asked) => format!("none of {asked} APs came up"),
-            (online, asked) if online == usize::from(asked) => format!("all {asked} APs came up"),
+            (online, asked) if online == asked => format!("all {asked} APs came up"),
             (online, asked) => format!("{online} of {asked} APs came up"),
         }
     }
@@ -207,21 +275,24 @@ impl Observed {
     /// What the guest itself found wrong, in its words; `None` when it was content.
     fn complaint(&self, cpus: u16) -> Option<String> {
         if let Some(code) = self.broken {
-            return Some(format!("the guest broke (code {code:#x})"));
+            return Some(format!("the guest broke: {}", broken_in_words(code)));
         }
         if let Some(found) = self.cpus_found.filter(|&found| found != u32::from(cpus)) {
             return Some(format!("the guest found {found} CPUs instead of {cpus}"));
         }
-        if !self.tests_failed.is_empty() {
-            let tests: Vec<String> = self.tests_failed.iter().map(|&test| test_name(test)).collect();
-            return Some(format!("the guest's test failed: {}", tests.join(", ")));
-        }
-        (self.gave_up).then(|| "the guest gave up waiting".into())
+        let failed = self.tests_failed.iter().map(|(test, cpus)| {
+            let about = if cpus.is_empty() { String::new() } else { format!(" on {}", cpu_list(cpus)) };
+            format!("test `{}` failed{about}", test_name(*test))
+        });
+        let strays = self.strays.iter().map(|&(apic_id, vector)| stray(apic_id, vector));
+        let gave_up = self.gave_up.then(|| "the guest gave up waiting".to_owned());
+        let complaints: Vec<String> = failed.chain(strays).chain(gave_up).collect();
+        (!complaints.is_empty()).then(|| complaints.join(", "))
     }
 
     /// What to say when the frontend ended as it should after the guest powered itself off.
     fn powered_itself_off(&self, cpus: u16) -> Outcome {
-        let all = self.aps_online.len() == usize::from(cpus - 1);
+        let all = self.aps_online.len() == self.asked(cpus);
         if self.done && all && self.complaint(cpus).is_none() {
             return Outcome { kind: OutcomeKind::Ok, detail: format!("{}, and every test passed", self.aps(cpus)) };
         }
@@ -241,7 +312,9 @@ impl Observed {
     fn came_to_nothing(&self, cpus: u16, why_over: &str) -> Outcome {
         let complaint = self.complaint(cpus);
         let aps = self.aps(cpus);
-        let kind = if self.aps_online.is_empty() { OutcomeKind::Hang } else { OutcomeKind::Partial };
+        // A guest that asks for no AP hangs only when it does not end.
+        let judged = self.asked(cpus) == 0 && complaint.is_some();
+        let kind = if self.aps_online.is_empty() && !judged { OutcomeKind::Hang } else { OutcomeKind::Partial };
         let mut detail = match complaint {
             Some(complaint) => format!("{complaint}: {aps}"),
             None if !self.booted => format!("{why_over} before the guest said a word"),
@@ -257,12 +330,39 @@ impl Observed {
 /// The name of a guest's test (`TEST_*` of the report port).
 #[must_use]
 pub fn test_name(test: u32) -> String {
-    match test {
-        report_port::TEST_COUNTERS => "counters".into(),
-        report_port::TEST_PING_PONG => "ping-pong".into(),
-        report_port::TEST_SPIN_LOCK => "spin-lock".into(),
-        report_port::TEST_TIMER => "timer".into(),
-        other => format!("number {other}"),
+    report_port::test_name(test).map_or_else(|| format!("number {test}"), str::to_owned)
+}
+
+/// Why a guest broke (`BROKEN_*` of the report port), in words.
+#[must_use]
+pub fn broken_in_words(code: u32) -> String {
+    match (code, report_port::broken_in_words(code)) {
+        (_, Some(words)) => words.into(),
+        (0x100..0x200, None) => format!("exception or interrupt {:#04x}", code - 0x100),
+        (_, None) => format!("code {code:#x}"),
+    }
+}
+
+/// A CPU that runs where nobody sent it, in words; `vector` is that of the page where it began, `None` the reset vector.
+#[must_use]
+pub fn stray(apic_id: u32, vector: Option<u8>) -> String {
+    match vector {
+        Some(vector) => format!("CPU {apic_id} is astray in page {vector:#04x}"),
+        None => format!("CPU {apic_id} is astray at the reset vector"),
+    }
+}
+
+/// `CPU 1`, `CPUs 1, 2 and 5`, `96 CPUs from 2 on`.
+fn cpu_list(cpus: &[u32]) -> String {
+    const LISTED: usize = 8;
+    match cpus {
+        [] => "no CPU".into(),
+        [one] => format!("CPU {one}"),
+        [first, ..] if cpus.len() > LISTED => format!("{} CPUs from {first} on", cpus.len()),
+        [before @ .., last] => {
+            let before: Vec<String> = before.iter().map(u32::to_string).collect();
+            format!("CPUs {} and {last}", before.join(", "))
+        }
     }
 }
 
@@ -273,7 +373,7 @@ pub fn observe(cpus: u16, end: &End, seen: &Observed) -> Outcome {
         End::HarnessError(what) => Outcome { kind: OutcomeKind::HarnessError, detail: what.clone() },
         End::Panic(message) => Outcome { kind: OutcomeKind::Panic, detail: message.clone() },
         End::Abort(message) => Outcome { kind: OutcomeKind::Abort, detail: message.clone() },
-        End::Exit(POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
+        End::Exit(0 | POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
         End::Deadline => seen.never_ended(cpus, "the time was up"),
         End::Deadlock => seen.never_ended(cpus, "every task waited for another"),
         End::Exit(status) => Outcome {
@@ -308,11 +408,14 @@ mod tests {
     const FOUND_3: GuestReport = GuestReport::CpusFound { cpus: 3, mp_table: false };
     const ONLINE_1: GuestReport = GuestReport::ApOnline { apic_id: 1 };
     const ONLINE_2: GuestReport = GuestReport::ApOnline { apic_id: 2 };
+    const ONLINE_3: GuestReport = GuestReport::ApOnline { apic_id: 3 };
     const DONE: GuestReport = GuestReport::Done { aps: 2 };
+    const NONE_ASKED: GuestReport = GuestReport::ApsAsked { aps: 0 };
+    const NONE_DONE: GuestReport = GuestReport::Done { aps: 0 };
 
     #[test]
     fn every_way_to_end() {
-        use GuestReport::{ApMissing, Broken, GaveUp, TestFailed};
+        use GuestReport::{ApMissing, ApsAsked, Broken, GaveUp, Stray, TestFailed};
         let good = [BOOT, FOUND_3, ONLINE_2, ONLINE_1, DONE];
         let missing = [BOOT, FOUND_3, ApMissing { apic_id: 1 }, ApMissing { apic_id: 2 }, GaveUp { aps: 0 }];
         let cases = [
@@ -330,9 +433,61 @@ mod tests {
             ("gave up, some", outcome(3, End::Exit(1), &[BOOT, FOUND_3, ONLINE_1, GaveUp { aps: 1 }], true)),
             (
                 "a test failed",
-                outcome(3, End::Exit(1), &[BOOT, FOUND_3, ONLINE_1, ONLINE_2, TestFailed { test: 3 }, DONE], true),
+                outcome(
+                    3,
+                    End::Exit(1),
+                    &[BOOT, FOUND_3, ONLINE_1, ONLINE_2, TestFailed { test: 3, apic_id: None }, DONE],
+                    true,
+                ),
             ),
-            ("broke early", outcome(3, End::Exit(1), &[BOOT, Broken { code: 0xe }], true)),
+            (
+                "tests failed on some CPUs",
+                outcome(
+                    4,
+                    End::Exit(1),
+                    &[
+                        ONLINE_1,
+                        ONLINE_2,
+                        ONLINE_3,
+                        TestFailed { test: 6, apic_id: Some(1) },
+                        TestFailed { test: 5, apic_id: Some(2) },
+                        TestFailed { test: 6, apic_id: Some(2) },
+                        TestFailed { test: 6, apic_id: Some(3) },
+                        GuestReport::Done { aps: 3 },
+                    ],
+                    true,
+                ),
+            ),
+            (
+                "a test failed on many CPUs",
+                outcome(
+                    11,
+                    End::Exit(1),
+                    &(1..10).map(|cpu| TestFailed { test: 5, apic_id: Some(cpu) }).collect::<Vec<_>>(),
+                    true,
+                ),
+            ),
+            ("none asked for", outcome(3, End::Exit(1), &[BOOT, FOUND_3, NONE_ASKED, NONE_DONE], true)),
+            (
+                "none asked for, one came",
+                outcome(3, End::Exit(1), &[BOOT, FOUND_3, NONE_ASKED, ONLINE_1, NONE_DONE], true),
+            ),
+            (
+                "none asked for, a test failed",
+                outcome(3, End::Exit(1), &[NONE_ASKED, TestFailed { test: 14, apic_id: Some(0) }, NONE_DONE], true),
+            ),
+            ("none asked for, no end", outcome(3, End::Deadline, &[BOOT, FOUND_3, NONE_ASKED], false)),
+            ("fewer asked for", outcome(3, End::Exit(1), &[FOUND_3, ApsAsked { aps: 1 }, ONLINE_1, DONE], true)),
+            (
+                "all came up, one by a wrong way",
+                outcome(3, End::Exit(1), &[Stray { apic_id: 2, vector: None }, ONLINE_1, ONLINE_2, DONE], true),
+            ),
+            (
+                "one is astray",
+                outcome(3, End::Exit(1), &[ONLINE_1, Stray { apic_id: 2, vector: Some(9) }, GaveUp { aps: 1 }], true),
+            ),
+            ("broke early", outcome(3, End::Exit(1), &[BOOT, Broken { code: 1 }], true)),
+            ("an exception", outcome(3, End::Exit(1), &[BOOT, Broken { code: 0x10d }], true)),
             ("found too few", outcome(4, End::Exit(1), &good, true)),
             ("deadline, silent", outcome(2, End::Deadline, &[], false)),
             ("deadlock", outcome(2, End::Deadlock, &[BOOT], false)),

@@ -28,6 +28,9 @@ impl Pattern {
     /// Whether the whole name matches.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
+        if !self.is_glob() {
+            return self.0 == name;
+        }
         let (pattern, name): (Vec<char>, Vec<char>) = (self.0.chars().collect(), name.chars().collect());
         let (mut p, mut n) = (0, 0);
         // The last star seen, and where in the name it was tried: the only place to go back to.
@@ -61,6 +64,53 @@ impl Pattern {
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// A set of names as it is written: patterns, of which those after a `!` keep names out. Without any other, everything
+/// that is not kept out is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NameSet {
+    wanted: Vec<Pattern>,
+    unwanted: Vec<Pattern>,
+}
+
+impl NameSet {
+    /// The set that a list of patterns stands for.
+    #[must_use]
+    pub fn new(patterns: &[Pattern]) -> NameSet {
+        let mut set = NameSet::default();
+        for pattern in patterns {
+            match pattern.0.strip_prefix('!') {
+                Some(unwanted) => set.unwanted.push(Pattern::new(unwanted)),
+                None => set.wanted.push(pattern.clone()),
+            }
+        }
+        set
+    }
+
+    /// Whether the name is in the set.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        (self.wanted.is_empty() || self.wanted.iter().any(|pattern| pattern.matches(name)))
+            && !self.unwanted.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Whether names are kept out and none is asked for: the set is what is left of another.
+    #[must_use]
+    pub fn only_excludes(&self) -> bool {
+        self.wanted.is_empty() && !self.unwanted.is_empty()
+    }
+
+    /// Whether every name in it is written down.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.unwanted.is_empty() && !self.wanted.iter().any(Pattern::is_glob)
+    }
+
+    /// The patterns of both kinds, without `!`.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.wanted.iter().chain(&self.unwanted)
     }
 }
 
@@ -100,6 +150,23 @@ mod tests {
         ] {
             assert_eq!(Pattern::new(pattern).matches(name), matches, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn an_exclamation_mark_keeps_names_out() {
+        let set = |patterns: &[&str]| NameSet::new(&patterns.iter().copied().map(Pattern::new).collect::<Vec<_>>());
+        for (patterns, name, is_in) in [
+            (&["linux*"][..], "linux-parallel", true),
+            (&["linux*", "!linux-parallel"], "linux-parallel", false),
+            (&["!linux-parallel", "linux*"], "linux", true),
+            (&["!linux*"], "mp-spec", true),
+            (&["!linux*"], "linux", false),
+            (&[], "linux", true),
+        ] {
+            assert_eq!(set(patterns).contains(name), is_in, "{patterns:?} {name}");
+        }
+        assert!(set(&["!linux"]).only_excludes() && !set(&["mp-spec", "!linux"]).only_excludes());
+        assert!(set(&["linux", "mp-spec"]).is_plain() && !set(&["linux*"]).is_plain() && !set(&["!linux"]).is_plain());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Every cell of the default matrix, on both engines, as a test of its own that has the cell's name.
+//! Every cell of the default matrix on `soft`, and some on `kvm`, as a test of its own that has the cell's name.
 //!
 //! A test passes when the cell's verdict is green. A cell on `kvm` has to leave the same canonical trace as its twin on
 //! `soft`, too. Where KVM cannot be used, its cells are ignored.
@@ -11,6 +11,18 @@ use spinup::trace::Canonical;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+/// Pairings on which every guest runs on `kvm`: one without IPI_EXIT, and one with it.
+const EVERY_GUEST: [(&str, &str); 2] = [("bhyve-13.1", "fbsd-13.1"), ("bhyve-13.2", "fbsd-13.2")];
+
+/// Whether a cell runs on `kvm` too. The engine executes guests and knows nothing of versions; so that it executes each guest
+/// and meets each pairing's exits is enough, and all of the matrix would take minutes in real time: a host's KVM can be slower
+/// than `soft`.
+fn runs_on_kvm(cell: &Cell) -> bool {
+    let every_pairing = cell.guest == "mp-spec";
+    let every_guest = EVERY_GUEST.contains(&(&*cell.frontend, &*cell.kernel));
+    cell.cpus == 2 && (every_pairing || every_guest)
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let matrix = Matrix::built_in().expect("a unit test keeps the built-in matrix right");
@@ -21,6 +33,7 @@ fn main() -> ExitCode {
 
     let trials = cells
         .into_iter()
+        .filter(|cell| cell.engine == EngineKind::Soft || runs_on_kvm(cell))
         .map(|cell| {
             let ignored = cell.engine == EngineKind::Kvm && kvm.is_err();
             let setup = setup.clone();

@@ -1,11 +1,11 @@
-//! `cpuset_t`: a set of vCPUs, as wide as FreeBSD 13's (`CPU_SETSIZE` 256).
+//! `cpuset_t`: a set of vCPUs, as wide as FreeBSD 14's (`CPU_SETSIZE` 1024). A kernel with smaller sets has no vCPUs beyond them.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::ops::{BitAnd, BitOr, BitOrAssign, Sub, SubAssign};
 
-/// `CPU_SETSIZE`: how many vCPUs a set can name.
-pub const CPU_SETSIZE: usize = 256;
+/// `CPU_SETSIZE` from FreeBSD 14 on: how many vCPUs a set can name.
+pub const CPU_SETSIZE: usize = 1024;
 const WORDS: usize = CPU_SETSIZE / 64;
 
 /// A set of vCPU numbers.
@@ -91,10 +91,16 @@ impl CpuSet {
         self.words
     }
 
-    /// The set with the given words, the inverse of [`CpuSet::words`].
+    /// The set with the given words, lowest vCPUs first; the others are empty.
+    ///
+    /// # Panics
+    /// When there are more words than a set has.
     #[must_use]
-    pub fn from_words(words: [u64; WORDS]) -> CpuSet {
-        CpuSet { words }
+    pub fn from_words(words: impl AsRef<[u64]>) -> CpuSet {
+        let words = words.as_ref();
+        let mut set = CpuSet::EMPTY;
+        set.words[..words.len()].copy_from_slice(words);
+        set
     }
 
     fn zip(self, other: CpuSet, op: impl Fn(u64, u64) -> u64) -> CpuSet {
@@ -205,8 +211,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_a_set(a: BTreeSet<u8>, b: BTreeSet<u8>) {
-            let set = |s: &BTreeSet<u8>| s.iter().map(|&c| usize::from(c)).collect::<CpuSet>();
+        fn behaves_as_a_set(a: BTreeSet<u16>, b: BTreeSet<u16>) {
+            let limit = |s: BTreeSet<u16>| s.into_iter().map(|cpu| cpu % CPU_SETSIZE as u16).collect::<BTreeSet<_>>();
+            let (a, b) = (limit(a), limit(b));
+            let set = |s: &BTreeSet<u16>| s.iter().map(|&c| usize::from(c)).collect::<CpuSet>();
             let (x, y) = (set(&a), set(&b));
             prop_assert_eq!(x & y, set(&(&a & &b)));
             prop_assert_eq!(x | y, set(&(&a | &b)));

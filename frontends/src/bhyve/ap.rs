@@ -1,5 +1,6 @@
 //! Starting an AP: what `spinup_ap.c` does in every version.
 
+use super::checkpoint;
 use super::machine::{BSP, Machine};
 use super::process::{Place, Run};
 use std::sync::Arc;
@@ -15,10 +16,11 @@ pub(super) fn reset(machine: &Machine, vcpu: i32) -> Run<()> {
 }
 
 /// `fbsdrun_addcpu` where every vCPU is active from the start: activates it, suspends it if it is an AP (and does not look at
-/// the result), and makes its thread, which first writes `rip` if there is one. \[read]
+/// the result), and makes its thread, which first writes `rip` if there is one. When a checkpoint is restored, nobody is
+/// suspended. \[read]
 pub(super) fn add_eagerly(machine: &Arc<Machine>, vcpu: i32, rip: Option<u64>) -> Run<()> {
     machine.activate(vcpu)?;
-    if vcpu != BSP {
+    if vcpu != BSP && !checkpoint::restoring(&machine.process) {
         let _ignored = machine.vm.suspend_cpu(vcpu);
     }
     machine.start_thread(vcpu, rip);

@@ -5,7 +5,8 @@
 
 use crate::libvmmapi::{Exit, Reason};
 use crate::pc::Inout;
-use vmm::abi::{ExitInstEmul, ExitVmx};
+use vmm::abi::illumos::VmMmio;
+use vmm::abi::{ExitInout, ExitInstEmul, ExitVmx};
 use vmm::cpuset::CpuSet;
 
 /// What a vCPU's thread does about an exit before it runs the vCPU again.
@@ -19,14 +20,16 @@ pub(crate) enum Action {
     Inout {
         /// What the guest does.
         access: Inout,
-        /// Its EAX before.
-        eax: u32,
+        /// The same as the kernel said it.
+        exit: ExitInout,
     },
     /// Emulate RDMSR.
     Rdmsr {
         /// The register.
         code: u32,
     },
+    /// RDMSR reads this.
+    ReadMsrAs(u64),
     /// Emulate WRMSR.
     Wrmsr {
         /// The register.
@@ -36,6 +39,8 @@ pub(crate) enum Action {
     },
     /// Emulate an instruction that touches memory which is none.
     EmulateInstruction(Box<ExitInstEmul>),
+    /// illumos: read or write memory which is none.
+    Mmio(VmMmio),
     /// `spinup_ap`: one AP, at the vector shifted by 12.
     SpinupAp {
         /// Which.
@@ -57,6 +62,17 @@ pub(crate) enum Action {
         /// `enum vm_suspend_how`.
         how: i32,
     },
+    /// Print and end the process.
+    Exit {
+        /// With which status.
+        status: i32,
+        /// What goes to standard error.
+        line: Option<String>,
+    },
+    /// End the thread, which is as good as a thread that gets the same exit for ever.
+    Park,
+    /// End the thread; when the BSP's is the last, the VM begins anew.
+    Reboot,
     /// Print and abort (VMEXIT_ABORT).
     Abort {
         /// What goes to standard error.
@@ -82,7 +98,7 @@ pub(super) fn handle(vcpu: i32, exit: &Exit) -> Action {
     match &exit.reason {
         Reason::Inout(inout) => {
             let data = (!inout.is_in()).then_some(inout.eax);
-            Action::Inout { access: Inout { port: inout.port, bytes: inout.bytes(), data }, eax: inout.eax }
+            Action::Inout { access: Inout { port: inout.port, bytes: inout.bytes(), data }, exit: *inout }
         }
         Reason::Rdmsr { code } => Action::Rdmsr { code: *code },
         Reason::Wrmsr { code, value } => Action::Wrmsr { code: *code, value: *value },
@@ -93,10 +109,20 @@ pub(super) fn handle(vcpu: i32, exit: &Exit) -> Action {
         // `-H` is given. The exit itself has let others run.
         Reason::Hlt => Action::Continue,
         Reason::InstEmul(inst_emul) => Action::EmulateInstruction(inst_emul.clone()),
+        Reason::Mmio(mmio) => Action::Mmio(*mmio),
+        Reason::NotEmulated(bytes) => Action::Abort { lines: vec![not_emulated(bytes, exit.rip)] },
         Reason::Suspended { how } => Action::Suspended { how: *how },
-        Reason::Debug | Reason::SpinupAp { .. } | Reason::Ipi { .. } | Reason::Other => {
+        Reason::Debug | Reason::RunState | Reason::SpinupAp { .. } | Reason::Ipi { .. } | Reason::Other => {
             Action::Unexpected { code: exit.code }
         }
+    }
+}
+
+/// As [`handle_ipi`], for a userspace that takes whatever comes: no targets, no work.
+pub(super) fn handle_ipi_leniently(mode: u32, vector: u8, targets: CpuSet) -> Action {
+    match handle_ipi(mode, vector, targets) {
+        Action::Abort { .. } => Action::Continue,
+        action => action,
     }
 }
 
@@ -136,7 +162,13 @@ fn vmx_exit_reason(reason: u32) -> &'static str {
     }
 }
 
-/// What `vmexit_ipi` does about INIT and STARTUP, the same in 0bda8d3e and 13.2. \[read]
+/// What is said about an instruction that nobody can emulate.
+pub(super) fn not_emulated(bytes: &[u8], rip: u64) -> String {
+    let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("Failed to emulate instruction sequence [ {bytes} ] at {rip:#x}")
+}
+
+/// What `vmexit_ipi` does about INIT and STARTUP, the same from 0bda8d3e to 15. \[read]
 ///
 /// It returns -1 for any other mode and for an INIT without targets; a STARTUP without targets is fine. And -1 is what
 /// `bhyverun.h` of all versions since 11 defines VMEXIT_ABORT as, so it aborts. \[read]
@@ -153,7 +185,7 @@ pub(super) fn handle_ipi(mode: u32, vector: u8, targets: CpuSet) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::abi::{ExitInout, exitcode};
+    use vmm::abi::exitcode;
 
     fn exit(code: u32, reason: Reason) -> Exit {
         Exit { code, rip: 0x1234, inst_length: 0, reason }
@@ -161,12 +193,12 @@ mod tests {
 
     #[test]
     fn in_and_out() {
-        let out = exit(exitcode::INOUT, Reason::Inout(ExitInout::new(2, false, 0x404, 0x3400)));
+        let out = ExitInout::new(2, false, 0x404, 0x3400);
         let access = Inout { port: 0x404, bytes: 2, data: Some(0x3400) };
-        assert_eq!(handle(0, &out), Action::Inout { access, eax: 0x3400 });
-        let input = exit(exitcode::INOUT, Reason::Inout(ExitInout::new(1, true, 0x3fd, 0x1234)));
+        assert_eq!(handle(0, &exit(exitcode::INOUT, Reason::Inout(out))), Action::Inout { access, exit: out });
+        let input = ExitInout::new(1, true, 0x3fd, 0x1234);
         let access = Inout { port: 0x3fd, bytes: 1, data: None };
-        assert_eq!(handle(0, &input), Action::Inout { access, eax: 0x1234 });
+        assert_eq!(handle(0, &exit(exitcode::INOUT, Reason::Inout(input))), Action::Inout { access, exit: input });
     }
 
     #[test]

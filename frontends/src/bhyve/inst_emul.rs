@@ -5,7 +5,7 @@
 //! table fails there.
 
 use crate::libvmmapi::Vm;
-use crate::pc::Pc;
+use crate::pc::{Effect, Pc};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use vmm::abi::{Errno, ExitInstEmul};
 use vmm::engine::Reg;
@@ -61,8 +61,8 @@ pub(super) fn fetched(exit: &ExitInstEmul) -> &[u8] {
     &bytes[..usize::from(rest[0]).min(15)]
 }
 
-/// Emulates the instruction at `rip`, and sets RIP behind it.
-pub(super) fn emulate(vm: &Vm, pc: &Pc, vcpu: i32, rip: u64, exit: &ExitInstEmul) -> Result<(), Failure> {
+/// Emulates the instruction at `rip`, and sets RIP behind it. Returns what is to be done outside the PC.
+pub(super) fn emulate(vm: &Vm, pc: &Pc, vcpu: i32, rip: u64, exit: &ExitInstEmul) -> Result<Option<Effect>, Failure> {
     const FOUR_GIB: u64 = 4 << 30;
     let instruction = decode(fetched(exit), exit.paging.cpu_mode, exit.cs_d != 0).ok_or(Failure::Instruction)?;
     vm.set_register(vcpu, Reg::Rip, rip.wrapping_add(instruction.len))?;
@@ -75,15 +75,15 @@ pub(super) fn emulate(vm: &Vm, pc: &Pc, vcpu: i32, rip: u64, exit: &ExitInstEmul
         Source::Register(part) => vm.register(vcpu, part.reg)? >> part.shift,
     };
     match instruction.destination {
-        None => pc.write_hole(exit.gpa, instruction.bytes, value & mask(instruction.bytes.into())),
+        None => Ok(pc.write_hole(exit.gpa, instruction.bytes, value & mask(instruction.bytes.into()))),
         Some(part) => {
             let value = extend(value, instruction.bytes, instruction.sign_extend);
             let old = if part.bytes < 4 { vm.register(vcpu, part.reg)? } else { 0 };
             let mask = mask(part.bytes) << part.shift;
             vm.set_register(vcpu, part.reg, old & !mask | value << part.shift & mask)?;
+            Ok(None)
         }
     }
-    Ok(())
 }
 
 fn mask(bytes: u32) -> u64 {

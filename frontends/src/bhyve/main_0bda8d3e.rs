@@ -10,11 +10,10 @@
 
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
-use super::process::{Place, Process, Run};
-use super::{Personality, ap, setup};
+use super::process::{Begin, Place, Process, Run};
+use super::{Personality, ap, checkpoint, monitor, setup};
 use crate::Launch;
 use crate::libvmmapi::{Exit, Reason, System, V13_2};
-use std::convert::Infallible;
 use std::sync::Arc;
 use vmm::abi::cap;
 use vmm::engine::Reg;
@@ -30,15 +29,21 @@ impl Personality for Bhyve0bda8d3e {
         "main from 0bda8d3e9f7a on: all vCPUs active from the start, INIT and STARTUP handled in userspace (IPI_EXIT)"
     }
 
-    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Infallible> {
+    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Begin> {
         let cpus = setup::calc_topology(&process, launch)?;
         let vm = setup::do_open(&process, system, launch, cpus, &V13_2)?;
         setup::check_vcpus_allowed(&process, &vm, cpus)?;
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
+        setup::boot(&machine, &launch.boot)?;
+        checkpoint::restore(&machine)?;
         // spinup_vcpu reads every vCPU's RIP again; this one is not used.
-        setup::boot_from_rom(&machine)?;
+        setup::bsp_rip(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
+        monitor::look(&machine);
+        if checkpoint::restoring(&machine.process) {
+            let _ignored = machine.vm.restore_time();
+        }
         for vcpu in 0..i32::from(cpus.count) {
             spinup_vcpu(&machine, vcpu)?;
         }

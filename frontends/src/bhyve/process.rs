@@ -3,7 +3,9 @@
 //! A C function that calls `exit` does not return, wherever it is called. Here it returns the [`End`] as an error, and
 //! the thread's outermost function ends the cell with it.
 
+use super::checkpoint::Checkpoint;
 use crate::Console;
+use crate::option::Options;
 use vmm::abi::Errno;
 use vmm::host::{End, Host};
 use vmm::trace::Event;
@@ -17,6 +19,8 @@ pub(super) mod status {
     pub(in super::super) const VM_RUN_FAILED: i32 = 1;
     /// Most errors.
     pub(in super::super) const ERROR: i32 = 4;
+    /// After the loader that runs before bhyve has failed: of our own, for loaders say 1 or 4 as they like.
+    pub(in super::super) const LOADER: i32 = 64;
     /// `EX_OSERR` of sysexits(3).
     pub(in super::super) const EX_OSERR: i32 = 71;
 }
@@ -34,12 +38,36 @@ pub(super) struct Place {
 pub(crate) struct Process {
     /// The host on which it runs.
     pub(super) host: Host,
+    /// What its command line asks for beside the plain machine.
+    pub(super) options: Options,
+    /// What an earlier process, or an earlier life of this one, left behind.
+    pub(super) begin: Begin,
+    /// `getprogname`.
+    program: &'static str,
     console: Console,
 }
 
+/// What a process begins with.
+#[derive(Debug, Default)]
+pub(crate) enum Begin {
+    /// Nothing.
+    #[default]
+    Fresh,
+    /// A checkpoint to restore (`-r`).
+    Restore(Box<Checkpoint>),
+    /// The VM that it has already, to be begun anew.
+    Reboot,
+}
+
 impl Process {
-    pub(super) fn new(host: &Host, console: &Console) -> Process {
-        Process { host: host.clone(), console: console.clone() }
+    pub(super) fn new(
+        host: &Host,
+        console: &Console,
+        options: Options,
+        program: &'static str,
+        begin: Begin,
+    ) -> Process {
+        Process { host: host.clone(), options, begin, program, console: console.clone() }
     }
 
     /// The console of the process.
@@ -66,7 +94,7 @@ impl Process {
 
     /// `errx(status, …)`.
     pub(super) fn errx(&self, status: i32, message: &str) -> End {
-        self.exit(status, &format!("bhyve: {message}"))
+        self.exit(status, &format!("{}: {message}", self.program))
     }
 
     /// `err(status, …)`.

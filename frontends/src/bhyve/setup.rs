@@ -2,11 +2,12 @@
 //! each puts together in its own order.
 
 use super::Personality;
+use super::bar;
 use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run, status};
-use crate::libvmmapi::{FOUR_GIB, Generation, GuestMemory, System, VM_BOOTROM, Vm};
+use crate::libvmmapi::{FOUR_GIB, Generation, GuestMemory, Segment, System, Vm};
 use crate::pc::{Pc, acpi, mptable};
-use crate::{ApicMode, Launch};
+use crate::{ApicMode, Boot, FrontendOption, Launch, loader};
 use std::sync::Arc;
 use vmm::abi::{Errno, cap};
 use vmm::engine::Reg;
@@ -59,7 +60,7 @@ pub(super) fn calc_topology(process: &Process, launch: &Launch) -> Run<Cpus> {
 
 /// `do_open`: makes the VM or takes the one that is there, opens it and tells it the topology. \[read]
 ///
-/// `maxcpus` is 0: no version lets the command line set it, and 13.1's kernel refuses anything else.
+/// A VM without a boot ROM is one that a loader has made; the loader runs first, here.
 pub(super) fn do_open(
     process: &Process,
     system: &Arc<dyn System>,
@@ -67,19 +68,50 @@ pub(super) fn do_open(
     cpus: Cpus,
     generation: &'static dyn Generation,
 ) -> Run<Vm> {
-    let reinit = match system.vm_create(&launch.vm_name) {
-        Ok(()) => false,
-        // There is always a boot ROM, so the VM is not one that a loader has prepared: it begins anew.
-        Err(Errno::EEXIST) => true,
+    let vm = open(process, system, launch, generation)?;
+    set_topology(process, &vm, cpus)?;
+    Ok(vm)
+}
+
+/// The part of `do_open` that makes the VM and opens it.
+pub(super) fn open(
+    process: &Process,
+    system: &Arc<dyn System>,
+    launch: &Launch,
+    generation: &'static dyn Generation,
+) -> Run<Vm> {
+    run_loader(process, system, launch, generation)?;
+    let romboot = matches!(launch.boot, Boot::Rom(_));
+    let reinit = match Vm::create(&**system, &launch.vm_name, generation) {
+        Ok(()) if romboot => false,
+        Ok(()) => return Err(process.exit(status::ERROR, "virtual machine cannot be booted")),
+        // A VM that a loader has prepared stays as it is; with a boot ROM it begins anew.
+        Err(Errno::EEXIST) => romboot,
         Err(errno) => return Err(process.perror("vm_create", errno)),
     };
     let vm = Vm::open(system, &launch.vm_name, generation).map_err(|errno| process.perror("vm_open", errno))?;
     if reinit {
         vm.reinit().map_err(|errno| process.perror("vm_reinit", errno))?;
     }
-    vm.set_topology(cpus.sockets, cpus.cores, cpus.threads, 0)
-        .map_err(|_| process.errx(status::EX_OSERR, "vm_set_topology"))?;
     Ok(vm)
+}
+
+/// The loader, for a VM without a boot ROM: a program that runs before this one and makes the VM.
+pub(super) fn run_loader(
+    process: &Process,
+    system: &Arc<dyn System>,
+    launch: &Launch,
+    generation: &'static dyn Generation,
+) -> Run<()> {
+    let Boot::Loader(image) = &launch.boot else { return Ok(()) };
+    loader::run(system, &launch.vm_name, launch.memory_bytes, image, generation)
+        .map_err(|failure| process.exit(status::LOADER, &format!("loader: {failure}")))
+}
+
+/// `vm_set_topology`. `maxcpus` is 0: no version lets the command line set it, and 13.1's kernel refuses anything else.
+pub(super) fn set_topology(process: &Process, vm: &Vm, cpus: Cpus) -> Run<()> {
+    vm.set_topology(cpus.sockets, cpus.cores, cpus.threads, 0)
+        .map_err(|_| process.errx(status::EX_OSERR, "vm_set_topology"))
 }
 
 /// `num_vcpus_allowed` and what main does with it: as many as the kernel's topology says, or one when real mode is not to
@@ -87,11 +119,16 @@ pub(super) fn do_open(
 pub(super) fn check_vcpus_allowed(process: &Process, vm: &Vm, cpus: Cpus) -> Run<()> {
     let allowed =
         vm.capability(BSP, cap::UNRESTRICTED_GUEST).and_then(|_| vm.topology()).map_or(1, |topology| topology.maxcpus);
-    if cpus.count > allowed {
-        let line = format!("{} vCPUs requested but only {allowed} available", cpus.count);
-        return Err(process.exit(status::ERROR, &line));
+    check_vcpus(process, cpus, allowed)
+}
+
+/// Not more vCPUs than are allowed.
+pub(super) fn check_vcpus(process: &Process, cpus: Cpus, allowed: u16) -> Run<()> {
+    if cpus.count <= allowed {
+        return Ok(());
     }
-    Ok(())
+    let line = format!("{} vCPUs requested but only {allowed} available", cpus.count);
+    Err(process.exit(status::ERROR, &line))
 }
 
 /// `fbsdrun_set_capabilities` as it was before IPI_EXIT: HLT leaves the guest (`-H`), the APIC mode (`-a`, `-x`), INVPCID
@@ -102,11 +139,15 @@ pub(super) fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu:
     }
     // The results of these two are not looked at, as there.
     let _ignored = vm.set_capability(vcpu, cap::HALT_EXIT, 1);
-    if vm.set_x2apic_state(vcpu, apic == ApicMode::X2apic).is_err() {
-        return Err(process.exit(status::ERROR, "Unable to set x2apic state (-1)"));
-    }
+    set_apic_mode(process, vm, apic, vcpu)?;
     let _ignored = vm.set_capability(vcpu, cap::ENABLE_INVPCID, 1);
     Ok(())
+}
+
+/// `vm_set_x2apic_state`.
+pub(super) fn set_apic_mode(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
+    vm.set_x2apic_state(vcpu, apic == ApicMode::X2apic)
+        .map_err(|_| process.exit(status::ERROR, "Unable to set x2apic state (-1)"))
 }
 
 /// Memory and devices, in main's order: RAM, the boot ROM's segment, the I/O APIC's pins, the RTC, the SCI, the boot ROM's
@@ -124,7 +165,7 @@ pub(super) fn machine(
 
     // init_bootrom
     let bootrom = vm
-        .create_devmem(VM_BOOTROM, "bootrom", BOOTROM_SIZE)
+        .create_devmem(Segment::Bootrom, "bootrom", BOOTROM_SIZE)
         .map_err(|errno| process.err(status::ERROR, "init_bootrom: vm_create_devmem", errno))?;
     // ioapic_init: how many pins PCI devices share; there are none.
     let _pins = vm.ioapic_pincount();
@@ -132,11 +173,18 @@ pub(super) fn machine(
     // sci_init
     let _ignored = vm.isa_set_irq_level_triggered(SCI_IRQ);
     // init_pci: the LPC bridge loads the boot ROM.
-    let gpa = map_bootrom(&process, &vm, launch.bootrom.len() as u64)?;
-    assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), &launch.bootrom), "the ROM fits: its size was checked");
+    if let Boot::Rom(rom) = &launch.boot {
+        let gpa = map_bootrom(&process, &vm, rom.len() as u64)?;
+        assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), rom), "the ROM fits: its size was checked");
+    }
 
-    let pc = Pc::new(process.console());
-    Ok(Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality))
+    let with_bar = process.options.has(FrontendOption::Passthru);
+    let pc = Pc::new(process.console(), with_bar);
+    let machine = Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality);
+    if with_bar {
+        bar::init(&machine)?;
+    }
+    Ok(machine)
 }
 
 /// The ACPI interrupt.
@@ -169,22 +217,35 @@ fn map_bootrom(process: &Process, vm: &Vm, len: u64) -> Run<u64> {
         return Err(refused(Errno::EINVAL));
     }
     let gpa = FOUR_GIB - len;
-    vm.mmap_memseg(gpa, VM_BOOTROM, BOOTROM_SIZE - len, len, PROT_READ_EXEC).map_err(|errno| {
+    vm.map_segment(gpa, Segment::Bootrom, BOOTROM_SIZE - len, len, PROT_READ_EXEC).map_err(|errno| {
         process.eprintln(&format!("bhyve: bootrom_alloc: vm_mmap_mapseg: {errno}"));
         refused(errno)
     })?;
     Ok(gpa)
 }
 
-/// The BSP begins at the reset vector: UNRESTRICTED_GUEST and `vcpu_reset`. Returns its RIP. \[read]
-pub(super) fn boot_from_rom(machine: &Machine) -> Run<u64> {
+/// With a boot ROM the BSP begins at the reset vector (UNRESTRICTED_GUEST and `vcpu_reset`), else where the loader set it.
+/// \[read]
+pub(super) fn boot(machine: &Machine, boot: &Boot) -> Run<()> {
     let Machine { process, vm, .. } = machine;
+    if let Boot::Loader(_) = boot {
+        return Ok(());
+    }
     if vm.set_capability(BSP, cap::UNRESTRICTED_GUEST, 1).is_err() {
         let line = "ROM boot failed: unrestricted guest capability not available";
         return Err(process.exit(status::ERROR, line));
     }
-    process.assert_ok(vm.vcpu_reset(BSP), MAIN)?;
-    process.assert_ok(vm.register(BSP, Reg::Rip), MAIN)
+    reset_bsp(machine)
+}
+
+/// `vcpu_reset` of the BSP.
+pub(super) fn reset_bsp(machine: &Machine) -> Run<()> {
+    machine.process.assert_ok(machine.vm.vcpu_reset(BSP), MAIN)
+}
+
+/// Where the BSP begins, in versions that write that to RIP again.
+pub(super) fn bsp_rip(machine: &Machine) -> Run<u64> {
+    machine.process.assert_ok(machine.vm.register(BSP, Reg::Rip), MAIN)
 }
 
 /// The tables that tell the guest of its processors: the MP table, and ACPI's if asked for (`-A`).

@@ -10,16 +10,19 @@
 //! 8. SPINUP_AP: assert that it is an AP of this guest; `vcpu_reset`; capabilities; assert UNRESTRICTED_GUEST; real mode at the
 //!    vector; `fbsdrun_addcpu`, which **asserts that the BSP's thread is asking**, activates, and makes the thread.
 //! 9. DEBUG does nothing, for there is no debugger. IPI is out of range: exit 4. \[inferred]
+//!
+//! With `-r` (13.0 and 13.1, WITH_BHYVE_SNAPSHOT), memory, devices and the kernel's structures are restored in step 5 behind
+//! `vcpu_reset`, and behind step 6 every AP is added as it was: capabilities, UNRESTRICTED_GUEST, activate, thread. \[read]
 
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
-use super::process::{Place, Process, Run};
-use super::{Personality, ap, setup};
+use super::process::{Begin, Place, Process, Run};
+use super::{Personality, ap, checkpoint, monitor, setup};
 use crate::Launch;
 use crate::libvmmapi::{Exit, Reason, System, V13_1};
-use std::convert::Infallible;
 use std::sync::Arc;
 use vmm::abi::cap;
+use vmm::engine::Reg;
 
 pub(super) struct Bhyve13_1;
 
@@ -32,7 +35,7 @@ impl Personality for Bhyve13_1 {
         "FreeBSD 12.x, 13.0 and 13.1: activates an AP when the kernel says that the guest started it (SPINUP_AP)"
     }
 
-    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Infallible> {
+    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Begin> {
         let cpus = setup::calc_topology(&process, launch)?;
         // Steps 1 and 2.
         let vm = setup::do_open(&process, system, launch, cpus, &V13_1)?;
@@ -42,10 +45,19 @@ impl Personality for Bhyve13_1 {
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         // Step 5.
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        let rip = setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
+        checkpoint::restore(&machine)?;
+        let rip = setup::bsp_rip(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
+        monitor::look(&machine);
         // Step 6.
         add_cpu(&machine, BSP, BSP, rip)?;
+        if checkpoint::restoring(&machine.process) {
+            let _ignored = machine.vm.restore_time();
+            for vcpu in 1..i32::from(cpus.count) {
+                spinup_vcpu(&machine, vcpu)?;
+            }
+        }
         machine.mevent_dispatch()
     }
 
@@ -70,8 +82,18 @@ impl Personality for Bhyve13_1 {
     }
 }
 
+/// `spinup_vcpu`: an AP of a checkpoint.
+fn spinup_vcpu(machine: &Arc<Machine>, vcpu: i32) -> Run<()> {
+    const PLACE: Place = Place { function: "spinup_vcpu", file: "bhyverun.c" };
+    let Machine { process, vm, .. } = &**machine;
+    let rip = process.assert_ok(vm.register(vcpu, Reg::Rip), PLACE)?;
+    setup::set_capabilities(process, vm, machine.apic, vcpu)?;
+    process.assert_ok(vm.set_capability(vcpu, cap::UNRESTRICTED_GUEST, 1), PLACE)?;
+    add_cpu(machine, BSP, vcpu, rip)
+}
+
 /// `fbsdrun_addcpu(fromcpu, newcpu, rip)`.
-fn add_cpu(machine: &Arc<Machine>, from: i32, vcpu: i32, rip: u64) -> Run<()> {
+pub(super) fn add_cpu(machine: &Arc<Machine>, from: i32, vcpu: i32, rip: u64) -> Run<()> {
     const PLACE: Place = Place { function: "fbsdrun_addcpu", file: "bhyverun.c" };
     machine.process.assert(from == BSP, "fromcpu == BSP", PLACE)?;
     machine.activate(vcpu)?;

@@ -7,19 +7,22 @@
 //! * The thread does not write RIP.
 //! * DEBUG sleeps for 1 ms (3b6598f8742c, D39174). \[commit]
 //! * SPINUP_AP is unexpected: exit 4.
+//!
+//! With `-r` the checkpoint is restored before any AP has been touched, which a kernel that allocates a vCPU when it is first
+//! touched does not survive: "Failed to restore kernel structs.", exit 1. 9ff3e8b7f090 (D38477) turned the order round, on
+//! main. \[commit]
 
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
-use super::process::{Place, Process, Run};
-use super::{Personality, ap, setup};
+use super::process::{Begin, Place, Process, Run};
+use super::{Personality, ap, checkpoint, monitor, setup};
 use crate::libvmmapi::{Exit, Reason, System, V13_2, Vm};
 use crate::{ApicMode, Launch};
-use std::convert::Infallible;
 use std::sync::Arc;
 use vmm::abi::cap;
 
 /// How long the thread of a suspended AP sleeps before it looks again.
-const DEBUG_SLEEP_NS: u64 = 1_000_000;
+pub(super) const DEBUG_SLEEP_NS: u64 = 1_000_000;
 
 pub(super) struct Bhyve13_2;
 
@@ -32,15 +35,22 @@ impl Personality for Bhyve13_2 {
         "FreeBSD 13.2: as bhyve-0bda8d3e, without the SPINUP_AP handler; suspended APs sleep instead of spinning"
     }
 
-    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Infallible> {
+    fn main(&'static self, process: Process, system: &Arc<dyn System>, launch: &Launch) -> Run<Begin> {
         let cpus = setup::calc_topology(&process, launch)?;
         let vm = setup::do_open(&process, system, launch, cpus, &V13_2)?;
         setup::check_vcpus_allowed(&process, &vm, cpus)?;
         // With IPI_EXIT, so before memory is set up.
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot_from_rom(&machine)?;
+        setup::boot(&machine, &launch.boot)?;
+        checkpoint::restore(&machine)?;
+        // Read, and no longer used: vm_loop does not write it.
+        setup::bsp_rip(&machine)?;
         setup::build_tables(&machine, launch.acpi)?;
+        monitor::look(&machine);
+        if checkpoint::restoring(&machine.process) {
+            let _ignored = machine.vm.restore_time();
+        }
         for vcpu in 0..i32::from(cpus.count) {
             spinup_vcpu(&machine, vcpu)?;
         }
@@ -61,7 +71,7 @@ impl Personality for Bhyve13_2 {
 }
 
 /// `fbsdrun_set_capabilities`, with IPI_EXIT in it.
-fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
+pub(super) fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
     const PLACE: Place = Place { function: "fbsdrun_set_capabilities", file: "bhyverun.c" };
     setup::set_capabilities(process, vm, apic, vcpu)?;
     let result = vm.set_capability(vcpu, cap::IPI_EXIT, 1);

@@ -1,38 +1,67 @@
 //! A vCPU's thread: VM_RUN, the personality's handler, the action that it asks for.
 
-use super::exits::Action;
+use super::bar;
+use super::checkpoint;
+use super::exits::{Action, not_emulated};
+use super::gdb;
 use super::inst_emul::{self, Failure};
 use super::machine::{BSP, Machine};
-use super::process::{Place, Run, status};
+use super::process::{Place, Process, Run, status};
 use super::xmsr;
-use crate::libvmmapi::Exit;
+use crate::libvmmapi::{Exit, Reason};
 use crate::pc::{Effect, Inout, pm};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use vmm::abi::{Errno, ExitInstEmul, exitcode, suspend};
-use vmm::cpuset::CpuSet;
+use vmm::abi::illumos::VmMmio;
+use vmm::abi::{Errno, ExitInout, ExitInstEmul, exitcode, suspend};
 use vmm::engine::Reg;
 use vmm::host::End;
 use vmm::trace::Event;
 
+/// In the place of a port for accesses to memory, none of which suspends the VM.
+const NO_PORT: u16 = 0;
+
 /// `vm_loop`: runs the vCPU until its thread ends (`Ok`) or the process does (`Err`).
 pub(super) fn vm_loop(machine: &Arc<Machine>, vcpu: i32, start_rip: Option<u64>) -> Run<()> {
     const PLACE: Place = Place { function: "vm_loop", file: "bhyverun.c" };
-    let Machine { process, vm, personality, .. } = &**machine;
+    let Machine { process, vm, .. } = &**machine;
     let active = vm.active_cpus().unwrap_or_default();
     process.assert(active.contains(vcpu as usize), "CPU_ISSET(vcpu, &active_cpus)", PLACE)?;
     if let Some(rip) = start_rip {
         process.assert_ok(vm.set_register(vcpu, Reg::Rip, rip), PLACE)?;
     }
-    loop {
-        let exit = vm.run(vcpu).map_err(|errno| {
-            process.exit(status::VM_RUN_FAILED, &format!("vm_run error -1, errno {}", errno.number()))
-        })?;
-        let action = personality.handle(vcpu, &exit);
-        if perform(machine, vcpu, &exit, action)?.is_break() {
-            return Ok(());
+    while run(machine, vcpu)?.is_continue() {}
+    Ok(())
+}
+
+/// VM_RUN, and what its exit asks for. `Break` when the thread is to end.
+pub(super) fn run(machine: &Arc<Machine>, vcpu: i32) -> Run<ControlFlow<()>> {
+    let exit = enter(machine, vcpu)?;
+    handle(machine, vcpu, &exit)
+}
+
+/// VM_RUN.
+pub(super) fn enter(machine: &Machine, vcpu: i32) -> Run<Exit> {
+    let Machine { process, vm, personality, .. } = machine;
+    vm.run(vcpu).map_err(|errno| personality.vm_run_failed(process, errno))
+}
+
+/// What an exit asks for. `Break` when the thread is to end.
+pub(super) fn handle(machine: &Arc<Machine>, vcpu: i32, exit: &Exit) -> Run<ControlFlow<()>> {
+    if exit.reason == Reason::Debug {
+        // vmexit_debug
+        checkpoint::cpu_suspend(machine, vcpu);
+        gdb::cpu_suspend(machine, vcpu);
+        if checkpoint::cpu_resume(machine, vcpu).is_break() {
+            return Ok(ControlFlow::Break(()));
         }
     }
+    perform(machine, vcpu, exit, machine.personality.handle(vcpu, exit))
+}
+
+/// What every bhyve says when VM_RUN has failed, and with which status it then ends.
+pub(super) fn vm_run_failed(process: &Process, errno: Errno, status: i32) -> End {
+    process.exit(status, &format!("vm_run error -1, errno {}", errno.number()))
 }
 
 /// Does what a handler asks for. `Break` when the thread is to end.
@@ -41,12 +70,18 @@ fn perform(machine: &Arc<Machine>, vcpu: i32, exit: &Exit, action: Action) -> Ru
     match action {
         Action::Continue => {}
         Action::Sleep(ns) => process.host.sleep(ns),
-        Action::Inout { access, eax } => inout(machine, vcpu, exit, access, eax)?,
+        Action::Inout { access, exit: inout } => self::inout(machine, vcpu, exit, access, &inout)?,
+        Action::Mmio(access) => mmio(machine, vcpu, access)?,
+        Action::ReadMsrAs(value) => set_msr_result(machine, vcpu, value)?,
         Action::Rdmsr { code } => rdmsr(machine, vcpu, code)?,
         Action::Wrmsr { code, value } => wrmsr(machine, vcpu, code, value)?,
         Action::EmulateInstruction(inst_emul) => emulate_instruction(machine, vcpu, exit, &inst_emul)?,
         Action::SpinupAp { vcpu: ap, rip } => personality.spinup_ap(machine, vcpu, ap, rip)?,
-        Action::SuspendCpus(targets) => suspend_cpus(machine, exit, targets)?,
+        Action::SuspendCpus(targets) => {
+            for target in targets.iter() {
+                personality.init_ap(machine, exit, target as i32)?;
+            }
+        }
         Action::StartCpus { targets, rip } => {
             for target in targets.iter() {
                 personality.spinup_ap(machine, vcpu, target as i32, rip)?;
@@ -55,6 +90,18 @@ fn perform(machine: &Arc<Machine>, vcpu: i32, exit: &Exit, action: Action) -> Ru
         Action::Suspended { how } => {
             machine.delete_cpu(vcpu)?;
             return if vcpu == BSP { Err(suspended(machine, how)) } else { Ok(ControlFlow::Break(())) };
+        }
+        Action::Exit { status, line } => {
+            line.iter().for_each(|line| process.eprintln(line));
+            return Err(End::Exit(status));
+        }
+        Action::Park => return Ok(ControlFlow::Break(())),
+        Action::Reboot => {
+            machine.delete_cpu(vcpu)?;
+            if vcpu == BSP {
+                machine.reboot();
+            }
+            return Ok(ControlFlow::Break(()));
         }
         Action::Abort { lines } => return Err(abort(machine, exit, &lines)),
         Action::AssertionFailed { expression, function } => {
@@ -90,7 +137,7 @@ fn suspended(machine: &Machine, how: i32) -> End {
 }
 
 /// `vmexit_inout` and `emulate_inout`.
-fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, eax: u32) -> Run<()> {
+fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, inout: &ExitInout) -> Run<()> {
     const PLACE: Place = Place { function: "emulate_inout", file: "inout.c" };
     let Machine { process, vm, pc, .. } = machine;
     process.assert(matches!(access.bytes, 1 | 2 | 4), "bytes == 1 || bytes == 2 || bytes == 4", PLACE)?;
@@ -104,25 +151,44 @@ fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, eax: u32) -> 
         let line = format!("Unhandled {direction}{width} {:#06x} at {:#x}", access.port, exit.rip);
         return Err(abort(machine, exit, &[line]));
     };
-    match reaction.effect {
-        None => {}
+    if let Some(effect) = reaction.effect {
+        carry_out(machine, vcpu, effect, access.port)?;
+    }
+    process.assert_ok(vm.complete_inout(vcpu, inout, reaction.value), PLACE)
+}
+
+/// `vmexit_mmio` of illumos: the hole below 4 GiB; elsewhere, nothing answers.
+fn mmio(machine: &Machine, vcpu: i32, access: VmMmio) -> Run<()> {
+    let Machine { vm, pc, .. } = machine;
+    if access.read != 0 {
+        vm.complete_mmio(vcpu, VmMmio { data: pc.read_hole(access.gpa, access.bytes), ..access });
+        return Ok(());
+    }
+    vm.complete_mmio(vcpu, access);
+    match pc.write_hole(access.gpa, access.bytes, access.data) {
+        Some(effect) => carry_out(machine, vcpu, effect, NO_PORT),
+        None => Ok(()),
+    }
+}
+
+/// What a device wants done outside itself after an access to `port`.
+fn carry_out(machine: &Machine, vcpu: i32, effect: Effect, port: u16) -> Run<()> {
+    let Machine { process, vm, .. } = machine;
+    match effect {
         // lpc_uart_intr_assert does not look at the result.
-        Some(Effect::PulseIrq(irq)) => drop(vm.isa_pulse_irq(irq.into())),
-        Some(Effect::Suspend(how)) => match vm.suspend(how) {
+        Effect::PulseIrq(irq) => drop(vm.isa_pulse_irq(irq.into())),
+        Effect::Suspend(how) => match vm.suspend(how) {
             Ok(()) | Err(Errno::EALREADY) => {}
             Err(_) => {
-                let place = suspending_handler(access.port);
+                let place = suspending_handler(port);
                 return Err(process.assertion_failed("error == 0 || errno == EALREADY", place));
             }
         },
-        Some(Effect::Report(report)) => {
+        Effect::MoveBar { to } => bar::move_to(machine, to),
+        Effect::Report(report) => {
+            checkpoint::reported(machine, &report);
             process.host.emit(u16::try_from(vcpu).ok(), Event::Report(report));
         }
-    }
-    if access.data.is_none() {
-        let mask = u32::MAX >> (32 - 8 * u32::from(access.bytes));
-        let eax = eax & !mask | reaction.value & mask;
-        process.assert_ok(vm.set_register(vcpu, Reg::Rax, eax.into()), PLACE)?;
     }
     Ok(())
 }
@@ -138,12 +204,17 @@ fn suspending_handler(port: u16) -> Place {
 
 /// `vmexit_rdmsr` with `x86.strictmsr`.
 fn rdmsr(machine: &Machine, vcpu: i32, code: u32) -> Run<()> {
-    const PLACE: Place = Place { function: "vmexit_rdmsr", file: "bhyverun.c" };
-    let Machine { process, vm, .. } = machine;
     let Some(value) = xmsr::rdmsr(code) else {
-        process.eprintln(&format!("rdmsr to register {code:#x} on vcpu {vcpu}"));
+        machine.process.eprintln(&format!("rdmsr to register {code:#x} on vcpu {vcpu}"));
         return inject_gp(machine, vcpu);
     };
+    set_msr_result(machine, vcpu, value)
+}
+
+/// What RDMSR brings: EDX and EAX.
+fn set_msr_result(machine: &Machine, vcpu: i32, value: u64) -> Run<()> {
+    const PLACE: Place = Place { function: "vmexit_rdmsr", file: "bhyverun.c" };
+    let Machine { process, vm, .. } = machine;
     process.assert_ok(vm.set_register(vcpu, Reg::Rax, value & 0xffff_ffff), PLACE)?;
     process.assert_ok(vm.set_register(vcpu, Reg::Rdx, value >> 32), PLACE)
 }
@@ -167,25 +238,23 @@ fn inject_gp(machine: &Machine, vcpu: i32) -> Run<()> {
 /// `vmexit_inst_emul`.
 fn emulate_instruction(machine: &Machine, vcpu: i32, exit: &Exit, inst_emul: &ExitInstEmul) -> Run<()> {
     let Machine { vm, pc, .. } = machine;
-    let Err(failure) = inst_emul::emulate(vm, pc, vcpu, exit.rip, inst_emul) else {
-        return Ok(());
+    let failure = match inst_emul::emulate(vm, pc, vcpu, exit.rip, inst_emul) {
+        Ok(None) => return Ok(()),
+        Ok(Some(effect)) => return carry_out(machine, vcpu, effect, NO_PORT),
+        Err(failure) => failure,
     };
     let mut lines = Vec::new();
     if failure == Failure::Unhandled {
         lines.push(format!("Unhandled memory access to {:#x}", inst_emul.gpa));
     }
-    let bytes: String = inst_emul::fetched(inst_emul).iter().map(|byte| format!("{byte:02x}")).collect();
-    lines.push(format!("Failed to emulate instruction sequence [ {bytes} ] at {:#x}", exit.rip));
+    lines.push(not_emulated(inst_emul::fetched(inst_emul), exit.rip));
     Err(abort(machine, exit, &lines))
 }
 
-/// `vmexit_ipi` for INIT. The first vCPU that cannot be suspended ends it with -1, which is VMEXIT_ABORT.
-fn suspend_cpus(machine: &Machine, exit: &Exit, targets: CpuSet) -> Run<()> {
-    for target in targets.iter() {
-        if machine.vm.suspend_cpu(target as i32).is_err() {
-            let line = format!("bhyve: vmexit_ipi: failed to suspend cpu {target}");
-            return Err(abort(machine, exit, &[line]));
-        }
-    }
-    Ok(())
+/// `vmexit_ipi` for INIT and one target: a vCPU that cannot be suspended ends it with -1, which is VMEXIT_ABORT.
+pub(super) fn suspend_cpu(machine: &Machine, exit: &Exit, target: i32) -> Run<()> {
+    machine.vm.suspend_cpu(target).map_err(|_| {
+        let line = format!("bhyve: vmexit_ipi: failed to suspend cpu {target}");
+        abort(machine, exit, &[line])
+    })
 }

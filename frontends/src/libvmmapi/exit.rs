@@ -1,6 +1,9 @@
 //! Exits of VM_RUN as types.
 
-use vmm::abi::{ExitInout, ExitInstEmul, ExitIpi, ExitMsr, ExitSpinupAp, ExitSuspended, ExitVmx, VmExit, exitcode};
+use vmm::abi::illumos::{self, VmMmio};
+use vmm::abi::{
+    ExitInout, ExitInstEmul, ExitIpi, ExitMsr, ExitSpinupAp, ExitSuspended, ExitVmx, VmExit, exitcode, v14,
+};
 use vmm::cpuset::CpuSet;
 
 /// Why VM_RUN returned.
@@ -43,6 +46,12 @@ pub(crate) enum Reason {
     Mtrap,
     /// An access to memory that the kernel does not emulate.
     InstEmul(Box<ExitInstEmul>),
+    /// illumos: an access to memory that the kernel does not emulate, the instruction decoded.
+    Mmio(VmMmio),
+    /// illumos: an instruction that the kernel cannot emulate; its bytes.
+    NotEmulated(Vec<u8>),
+    /// illumos: the vCPU's run state is to be looked at.
+    RunState,
     /// The guest started an AP.
     SpinupAp {
         /// Which.
@@ -109,6 +118,46 @@ impl Exit {
         let ipi = raw.payload::<ExitIpi>();
         Exit { reason: Reason::Ipi { mode: ipi.mode, vector: ipi.vector, targets: ipi.dmask() }, ..exit }
     }
+
+    /// As [`Exit::parse_with_ipi`], with the set beside the exit, as from 14 on (e17eca327633, D40113).
+    pub(super) fn parse_with_set(raw: &VmExit, targets: impl FnOnce() -> CpuSet) -> Exit {
+        let exit = Exit::parse(raw);
+        if raw.exitcode != exitcode::IPI {
+            return exit;
+        }
+        let ipi = raw.payload::<v14::ExitIpi>();
+        Exit { reason: Reason::Ipi { mode: ipi.mode, vector: ipi.vector, targets: targets() }, ..exit }
+    }
+
+    /// Decodes an exit of illumos, whose codes are a number space of their own.
+    pub(super) fn parse_illumos(raw: &illumos::VmExit) -> Exit {
+        use illumos::exitcode;
+        let reason = match raw.exitcode {
+            exitcode::INOUT => {
+                let inout = raw.payload::<illumos::VmInout>();
+                Reason::Inout(ExitInout::new(inout.bytes, inout.is_in(), inout.port, inout.eax))
+            }
+            exitcode::MMIO => Reason::Mmio(raw.payload()),
+            exitcode::INST_EMUL => {
+                let exit = raw.payload::<illumos::ExitInstEmul>();
+                Reason::NotEmulated(exit.inst[..usize::from(exit.num_valid).min(15)].to_vec())
+            }
+            exitcode::VMX => Reason::Vmx(raw.payload()),
+            exitcode::BOGUS => Reason::Bogus,
+            exitcode::RDMSR => Reason::Rdmsr { code: raw.payload::<ExitMsr>().code },
+            exitcode::WRMSR => {
+                let msr = raw.payload::<ExitMsr>();
+                Reason::Wrmsr { code: msr.code, value: msr.wval }
+            }
+            exitcode::HLT => Reason::Hlt,
+            exitcode::MTRAP => Reason::Mtrap,
+            exitcode::SUSPENDED => Reason::Suspended { how: raw.payload::<illumos::ExitSuspended>().how },
+            exitcode::RUN_STATE => Reason::RunState,
+            exitcode::DEBUG => Reason::Debug,
+            _ => Reason::Other,
+        };
+        Exit { code: raw.exitcode, rip: raw.rip, inst_length: raw.inst_length, reason }
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +172,32 @@ mod tests {
         assert_eq!(Exit::parse(&raw).reason, Reason::Other);
         assert_eq!(Exit::parse(&raw).code, 24);
         assert_eq!(Exit::parse_with_ipi(&raw).reason, Reason::Ipi { mode: 0x600, vector: 8, targets });
+    }
+
+    #[test]
+    fn from_14_on_the_set_is_beside_the_exit() {
+        let by_value: CpuSet = [1, 3].into_iter().collect();
+        let raw = VmExit::new(exitcode::IPI, &ExitIpi::new(0x500, 8, by_value));
+        let beside: CpuSet = [2, 200].into_iter().collect();
+        let exit = Exit::parse_with_set(&raw, || beside);
+        assert_eq!(exit.reason, Reason::Ipi { mode: 0x500, vector: 8, targets: beside });
+        let hlt = VmExit { exitcode: exitcode::HLT, ..VmExit::default() };
+        assert_eq!(Exit::parse_with_set(&hlt, || unreachable!("no IPI")).reason, Reason::Hlt);
+    }
+
+    #[test]
+    fn the_codes_of_illumos_are_its_own() {
+        let of = |code: u32| Exit::parse_illumos(&illumos::VmExit { exitcode: code, ..Default::default() }).reason;
+        assert_eq!(of(exitcode::SPINUP_AP), Reason::RunState, "10");
+        assert_eq!(of(exitcode::INOUT_STR), Reason::Mmio(VmMmio::default()), "15");
+        assert_eq!(of(exitcode::IPI), Reason::Other, "24, HT");
+        assert_eq!(of(exitcode::REQIDLE), Reason::Other, "20");
+        let inst = illumos::ExitInstEmul { inst: [0x0f; 15], num_valid: 2 };
+        let exit = illumos::VmExit::new(illumos::exitcode::INST_EMUL, &inst);
+        assert_eq!(Exit::parse_illumos(&exit).reason, Reason::NotEmulated(vec![0x0f, 0x0f]));
+        let more = illumos::ExitInstEmul { num_valid: 200, ..inst };
+        let exit = illumos::VmExit::new(illumos::exitcode::INST_EMUL, &more);
+        assert_eq!(Exit::parse_illumos(&exit).reason, Reason::NotEmulated(vec![0x0f; 15]));
     }
 
     proptest! {

@@ -4,62 +4,176 @@
 //! is called, which exits are known, what `vcpu_reset` writes. Every wrapper is the ioctls that the C function makes, in
 //! their order.
 
+pub(crate) mod bhyve_api;
 mod exit;
+mod illumos;
 mod reset;
+mod snapshot;
 mod sys;
+mod v12;
 mod v13_1;
 mod v13_2;
+mod v14;
+mod v15;
 
 #[cfg(test)]
 pub(crate) mod fake;
 
 pub(crate) use exit::{Exit, Reason};
+pub(crate) use illumos::Illumos;
+pub(crate) use snapshot::KernelImage;
 pub(crate) use sys::{DeviceFile, SharedMemory, System};
+pub(crate) use v12::V12;
 pub(crate) use v13_1::V13_1;
 pub(crate) use v13_2::V13_2;
+pub(crate) use v14::V14;
+pub(crate) use v15::V15;
 
+use parking_lot::Mutex;
 use reset::{Since, Write};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use vmm::abi::{self, Errno, Request};
+use vmm::abi::{self, Errno, Request, illumos::VmEntry};
 use vmm::cpuset::CpuSet;
 use vmm::engine::{Reg, SegDesc};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// `VM_SYSMEM`: the memory segment of the guest's RAM.
 const VM_SYSMEM: i32 = 0;
-/// `VM_BOOTROM`: the memory segment of the boot ROM.
-pub(crate) const VM_BOOTROM: i32 = 1;
+/// The vCPU number that stands for all of them in VM_SUSPEND_CPU and VM_RESUME_CPU.
+const ALL_CPUS: i32 = -1;
 /// `PROT_READ | PROT_WRITE | PROT_EXEC`.
 const PROT_ALL: i32 = 7;
 /// Where guest RAM below 4 GiB ends at the latest (`lowmem_limit`).
-const LOWMEM_LIMIT: u64 = 3 << 30;
+pub(crate) const LOWMEM_LIMIT: u64 = 3 << 30;
 /// 4 GiB.
 pub(crate) const FOUR_GIB: u64 = 4 << 30;
 
-/// What a version of the library does its own way.
+/// A memory segment beside the guest's RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Segment {
+    /// `VM_BOOTROM`.
+    Bootrom,
+    /// `VM_FRAMEBUFFER`: here the memory behind the BAR that the guest can move.
+    Framebuffer,
+}
+
+/// What a version of the library does its own way. The methods with a body do as 13.x does.
 pub(crate) trait Generation: Sync {
+    /// `vm_create`.
+    fn create(&self, system: &dyn System, name: &str) -> Result<(), Errno> {
+        system.vm_create(name)
+    }
+
+    /// `vm_destroy`.
+    fn destroy(&self, system: &dyn System, name: &str) -> Result<(), Errno> {
+        system.vm_destroy(name)
+    }
+
+    /// The number of a request whose argument is the same in every generation.
+    fn request(&self, request: Request) -> Request {
+        request
+    }
+
+    /// `sizeof(cpuset_t)` in bytes.
+    fn cpuset_size(&self) -> usize {
+        32
+    }
+
+    /// The number of a memory segment.
+    fn segid(&self, segment: Segment) -> i32 {
+        match segment {
+            Segment::Bootrom => 1,
+            Segment::Framebuffer => 2,
+        }
+    }
+
+    /// VM_GET_MEMSEG: length and name; the length is 0 where there is none.
+    fn memseg(&self, file: &dyn DeviceFile, segid: i32) -> Result<(u64, String), Errno> {
+        let segment = abi::VmMemseg { segid, ..abi::VmMemseg::default() };
+        let segment = call(file, abi::VM_GET_MEMSEG, segment)?;
+        Ok((segment.len, segment.name()))
+    }
+
+    /// VM_ALLOC_MEMSEG.
+    fn alloc_memseg(&self, file: &dyn DeviceFile, segid: i32, len: u64, name: &str) -> Result<(), Errno> {
+        let segment = abi::VmMemseg { segid, len, name: name_field(name)?, ..abi::VmMemseg::default() };
+        call(file, abi::VM_ALLOC_MEMSEG, segment).map(drop)
+    }
+
+    /// Maps a named memory segment into the process.
+    fn map_devmem(&self, vm: &Vm, segid: i32, name: &str, len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+        let _ = (segid, len);
+        vm.system.map_devmem(&vm.name, name)
+    }
+
     /// VM_RUN, and its exit decoded.
-    fn run(&self, file: &dyn DeviceFile, vcpu: i32) -> Result<Exit, Errno>;
+    fn run(&self, vm: &Vm, vcpu: i32) -> Result<Exit, Errno>;
+
+    /// What a port read brings: into RAX, of which the access leaves the rest as it was.
+    fn complete_inout(&self, vm: &Vm, vcpu: i32, access: &abi::ExitInout, value: u32) -> Result<(), Errno> {
+        if !access.is_in() {
+            return Ok(());
+        }
+        let mask = u32::MAX >> (32 - 8 * u32::from(access.bytes()));
+        vm.set_register(vcpu, Reg::Rax, (access.eax & !mask | value & mask).into())
+    }
+
     /// Which writes make up `vcpu_reset`.
     fn reset(&self) -> Since;
+
+    /// VM_SUSPEND.
+    fn suspend(&self, file: &dyn DeviceFile, how: i32) -> Result<(), Errno> {
+        call(file, abi::VM_SUSPEND, abi::VmSuspend { how }).map(drop)
+    }
+
+    /// VM_REINIT.
+    fn reinit(&self, file: &dyn DeviceFile) -> Result<(), Errno> {
+        file.ioctl(abi::VM_REINIT, &mut [])
+    }
+
+    /// VM_STATS: the counters of a vCPU, as many as come at once.
+    fn stats(&self, file: &dyn DeviceFile, vcpu: i32) -> Result<Vec<u64>, Errno> {
+        let stats = call(file, abi::VM_STATS, abi::VmStats { cpuid: vcpu, ..abi::VmStats::default() })?;
+        Ok(stats.statbuf.into_iter().take(usize::try_from(stats.num_entries).unwrap_or(0)).collect())
+    }
+
+    /// VM_SNAPSHOT_REQ: saves a structure of the kernel, or restores it from `image`. Returns what was saved.
+    fn snapshot(&self, file: &dyn DeviceFile, structure: u32, image: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
+        snapshot::request_13(file, structure, image)
+    }
+}
+
+/// `ioctl` with a structure that goes in and comes back.
+fn call<T: IntoBytes + FromBytes>(file: &dyn DeviceFile, request: Request, mut argument: T) -> Result<T, Errno> {
+    file.ioctl(request, argument.as_mut_bytes())?;
+    Ok(argument)
 }
 
 /// VM_RUN with the exit inside its argument, as until e17eca327633 (D40113).
 fn run_by_value(file: &dyn DeviceFile, vcpu: i32) -> Result<abi::VmExit, Errno> {
-    let mut run = abi::VmRun { cpuid: vcpu, ..abi::VmRun::default() };
-    file.ioctl(abi::VM_RUN, run.as_mut_bytes())?;
+    let run = call(file, abi::VM_RUN, abi::VmRun { cpuid: vcpu, ..abi::VmRun::default() })?;
     Ok(run.vm_exit)
 }
 
 /// The name of a memory segment as its structure holds it; EINVAL when it does not fit.
-fn name_field(name: &str) -> Result<[u8; 16], Errno> {
-    let mut field = [0; 16];
+fn name_field<const LEN: usize>(name: &str) -> Result<[u8; LEN], Errno> {
+    let mut field = [0; LEN];
     // The last byte is the NUL.
     if name.len() >= field.len() {
         return Err(Errno::EINVAL);
     }
     field[..name.len()].copy_from_slice(name.as_bytes());
     Ok(field)
+}
+
+/// The set in the bytes of a `cpuset_t`, whatever its size.
+fn cpuset(bytes: &[u8]) -> CpuSet {
+    let bits = bytes
+        .iter()
+        .enumerate()
+        .flat_map(|(i, byte)| (0..8).filter(move |bit| byte & 1 << bit != 0).map(move |bit| 8 * i + bit));
+    bits.collect()
 }
 
 /// Where the guest's RAM is.
@@ -70,6 +184,7 @@ pub(crate) struct GuestMemory {
     /// Bytes from guest physical 4 GiB on.
     pub(crate) highmem: u64,
     mapping: Arc<dyn SharedMemory>,
+    high_mapping: Option<Arc<dyn SharedMemory>>,
 }
 
 impl GuestMemory {
@@ -78,6 +193,31 @@ impl GuestMemory {
     pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
         self.mapping.write(gpa, bytes)
     }
+
+    /// `vm_snapshot_mem`: all of it; `None` when it cannot be read.
+    pub(crate) fn save(&self) -> Option<MemoryImage> {
+        let copy = |mapping: &dyn SharedMemory, len: u64| {
+            let mut bytes = vec![0; usize::try_from(len).ok()?];
+            mapping.read(0, &mut bytes).then_some(bytes)
+        };
+        let low = copy(&*self.mapping, self.lowmem)?;
+        let high = self.high_mapping.as_ref().map_or(Some(Vec::new()), |mapping| copy(&**mapping, self.highmem))?;
+        Some(MemoryImage { low, high })
+    }
+
+    /// `restore_vm_mem`; `false` when it does not fit.
+    #[must_use]
+    pub(crate) fn restore(&self, image: &MemoryImage) -> bool {
+        let high = self.high_mapping.as_ref().is_none_or(|mapping| mapping.write(0, &image.high));
+        self.mapping.write(0, &image.low) && high
+    }
+}
+
+/// A copy of the guest's RAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryImage {
+    low: Vec<u8>,
+    high: Vec<u8>,
 }
 
 /// An open virtual machine (`struct vmctx`).
@@ -86,30 +226,47 @@ pub(crate) struct Vm {
     system: Arc<dyn System>,
     file: Arc<dyn DeviceFile>,
     generation: &'static dyn Generation,
+    /// illumos: what the next VM_RUN of a vCPU brings along.
+    entries: Mutex<BTreeMap<i32, VmEntry>>,
 }
 
 impl Vm {
     /// `vm_open`.
     pub(crate) fn open(system: &Arc<dyn System>, name: &str, generation: &'static dyn Generation) -> Result<Vm, Errno> {
         let file = system.open(name)?;
-        Ok(Vm { name: name.to_owned(), system: Arc::clone(system), file, generation })
+        let entries = Mutex::default();
+        Ok(Vm { name: name.to_owned(), system: Arc::clone(system), file, generation, entries })
     }
 
-    fn ioctl<T: IntoBytes + FromBytes>(&self, request: Request, mut argument: T) -> Result<T, Errno> {
-        self.file.ioctl(request, argument.as_mut_bytes())?;
-        Ok(argument)
+    /// `vm_open` of the same VM by another process.
+    pub(crate) fn reopened(&self) -> Result<Vm, Errno> {
+        Vm::open(&self.system, &self.name, self.generation)
+    }
+
+    /// `vm_create`, and [`Vm::open`].
+    pub(crate) fn create(system: &dyn System, name: &str, generation: &dyn Generation) -> Result<(), Errno> {
+        generation.create(system, name)
+    }
+
+    /// `vm_destroy`.
+    pub(crate) fn destroy(&self) -> Result<(), Errno> {
+        self.generation.destroy(&*self.system, &self.name)
+    }
+
+    fn ioctl<T: IntoBytes + FromBytes>(&self, request: Request, argument: T) -> Result<T, Errno> {
+        call(&*self.file, self.generation.request(request), argument)
     }
 
     // -- the machine ----------------------------------------------------------------------------------------------------
 
     /// `vm_reinit`.
     pub(crate) fn reinit(&self) -> Result<(), Errno> {
-        self.file.ioctl(abi::VM_REINIT, &mut [])
+        self.generation.reinit(&*self.file)
     }
 
     /// `vm_suspend`.
     pub(crate) fn suspend(&self, how: i32) -> Result<(), Errno> {
-        self.ioctl(abi::VM_SUSPEND, abi::VmSuspend { how }).map(drop)
+        self.generation.suspend(&*self.file, how)
     }
 
     /// `vm_set_topology`.
@@ -130,34 +287,48 @@ impl Vm {
         let highmem = bytes - lowmem;
         let segment = if highmem > 0 { FOUR_GIB + highmem } else { lowmem };
         self.alloc_memseg(VM_SYSMEM, segment, "")?;
-        if highmem > 0 {
+        let high_mapping = if highmem > 0 {
             self.mmap_memseg(FOUR_GIB, VM_SYSMEM, FOUR_GIB, highmem, PROT_ALL)?;
-            self.file.mmap(FOUR_GIB, highmem)?;
-        }
+            Some(self.file.mmap(FOUR_GIB, highmem)?)
+        } else {
+            None
+        };
         self.mmap_memseg(0, VM_SYSMEM, 0, lowmem, PROT_ALL)?;
         let mapping = self.file.mmap(0, lowmem)?;
-        Ok(GuestMemory { lowmem, highmem, mapping })
+        Ok(GuestMemory { lowmem, highmem, mapping, high_mapping })
     }
 
     /// `vm_create_devmem`.
-    pub(crate) fn create_devmem(&self, segid: i32, name: &str, len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+    pub(crate) fn create_devmem(&self, segment: Segment, name: &str, len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+        let segid = self.generation.segid(segment);
         self.alloc_memseg(segid, len, name)?;
-        self.system.map_devmem(&self.name, name)
+        self.generation.map_devmem(self, segid, name, len)
     }
 
     /// `vm_alloc_memseg`. A segment that is there already will do if it is the same (a loader may have made it).
     fn alloc_memseg(&self, segid: i32, len: u64, name: &str) -> Result<(), Errno> {
-        let there = self.ioctl(abi::VM_GET_MEMSEG, abi::VmMemseg { segid, ..abi::VmMemseg::default() })?;
-        if there.len != 0 {
-            return if there.len == len && there.name() == name { Ok(()) } else { Err(Errno::EINVAL) };
+        let (there, its_name) = self.generation.memseg(&*self.file, segid)?;
+        if there != 0 {
+            return if there == len && its_name == name { Ok(()) } else { Err(Errno::EINVAL) };
         }
-        let segment = abi::VmMemseg { segid, len, name: name_field(name)?, ..abi::VmMemseg::default() };
-        self.ioctl(abi::VM_ALLOC_MEMSEG, segment).map(drop)
+        self.generation.alloc_memseg(&*self.file, segid, len, name)
+    }
+
+    /// [`Vm::mmap_memseg`] of a segment beside the guest's RAM.
+    pub(crate) fn map_segment(
+        &self,
+        gpa: u64,
+        segment: Segment,
+        offset: u64,
+        len: u64,
+        prot: i32,
+    ) -> Result<(), Errno> {
+        self.mmap_memseg(gpa, self.generation.segid(segment), offset, len, prot)
     }
 
     /// `vm_mmap_memseg`. A mapping that is there already will do if it is the same. `offset` counts from the segment's
     /// first byte; `prot` is made of `PROT_READ` 1, `PROT_WRITE` 2 and `PROT_EXEC` 4.
-    pub(crate) fn mmap_memseg(&self, gpa: u64, segid: i32, offset: u64, len: u64, prot: i32) -> Result<(), Errno> {
+    fn mmap_memseg(&self, gpa: u64, segid: i32, offset: u64, len: u64, prot: i32) -> Result<(), Errno> {
         let segoff = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
         let wanted = abi::VmMemmap { gpa, segid, segoff, len, prot, ..abi::VmMemmap::default() };
         let next = self.ioctl(abi::VM_MMAP_GETNEXT, abi::VmMemmap { gpa, ..abi::VmMemmap::default() });
@@ -169,11 +340,16 @@ impl Vm {
         self.ioctl(abi::VM_MMAP_MEMSEG, wanted).map(drop)
     }
 
+    /// `vm_munmap_memseg`: takes away one mapping, whole.
+    pub(crate) fn munmap_memseg(&self, gpa: u64, len: u64) -> Result<(), Errno> {
+        self.ioctl(abi::VM_MUNMAP_MEMSEG, abi::VmMunmap { gpa, len }).map(drop)
+    }
+
     // -- vCPUs ----------------------------------------------------------------------------------------------------------
 
     /// `vm_run`.
     pub(crate) fn run(&self, vcpu: i32) -> Result<Exit, Errno> {
-        self.generation.run(&*self.file, vcpu)
+        self.generation.run(self, vcpu)
     }
 
     /// `vm_activate_cpu`.
@@ -191,16 +367,47 @@ impl Vm {
         self.ioctl(abi::VM_RESUME_CPU, abi::VmActivateCpu { vcpuid: vcpu }).map(drop)
     }
 
+    /// `vm_suspend_all_cpus`: the debug set becomes the active one.
+    pub(crate) fn suspend_all_cpus(&self) -> Result<(), Errno> {
+        self.suspend_cpu(ALL_CPUS)
+    }
+
+    /// `vm_resume_all_cpus`: the debug set becomes empty.
+    pub(crate) fn resume_all_cpus(&self) -> Result<(), Errno> {
+        self.resume_cpu(ALL_CPUS)
+    }
+
     /// `vm_active_cpus`.
     pub(crate) fn active_cpus(&self) -> Result<CpuSet, Errno> {
+        const VM_ACTIVE_CPUS: i32 = 0;
+        self.cpus(VM_ACTIVE_CPUS)
+    }
+
+    /// `vm_debug_cpus`: those that are suspended one by one or all together.
+    pub(crate) fn debug_cpus(&self) -> Result<CpuSet, Errno> {
+        const VM_DEBUG_CPUS: i32 = 2;
+        self.cpus(VM_DEBUG_CPUS)
+    }
+
+    /// `vm_get_cpus`.
+    fn cpus(&self, which: i32) -> Result<CpuSet, Errno> {
         const HEAD: usize = size_of::<abi::VmCpuset>();
-        const SET: usize = size_of::<[u64; 4]>();
-        let head = abi::VmCpuset { which: 0, cpusetsize: SET as i32, cpus: HEAD as u64 };
-        let mut argument = [0; HEAD + SET];
+        let size = self.generation.cpuset_size();
+        let head = abi::VmCpuset { which, cpusetsize: size as i32, cpus: HEAD as u64 };
+        let mut argument = vec![0; HEAD + size];
         argument[..HEAD].copy_from_slice(head.as_bytes());
-        self.file.ioctl(abi::VM_GET_CPUS, &mut argument)?;
-        let words = <[u64; 4]>::read_from_bytes(&argument[HEAD..]).expect("SET bytes are left behind HEAD");
-        Ok(CpuSet::from_words(words))
+        self.file.ioctl(self.generation.request(abi::VM_GET_CPUS), &mut argument)?;
+        Ok(cpuset(&argument[HEAD..]))
+    }
+
+    /// `vm_get_stats`: the counters of a vCPU.
+    pub(crate) fn stats(&self, vcpu: i32) -> Result<Vec<u64>, Errno> {
+        self.generation.stats(&*self.file, vcpu)
+    }
+
+    /// What the device at the port of an INOUT exit said; 0 for OUT.
+    pub(crate) fn complete_inout(&self, vcpu: i32, access: &abi::ExitInout, value: u32) -> Result<(), Errno> {
+        self.generation.complete_inout(self, vcpu, access, value)
     }
 
     /// `vm_set_capability`.

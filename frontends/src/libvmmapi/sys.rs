@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use vmm::abi::{Errno, Request};
-use vmm::kernel::{Device, Kernel, Mapping};
+use vmm::kernel::{ControlDevice, Device, Kernel, Mapping};
 
 /// What a process asks of the host kernel before it has a virtual machine open.
 pub(crate) trait System: Send + Sync {
@@ -11,6 +11,18 @@ pub(crate) trait System: Send + Sync {
     /// # Errors
     /// What the kernel says; EEXIST when the name is taken.
     fn vm_create(&self, name: &str) -> Result<(), Errno>;
+
+    /// `sysctl hw.vmm.destroy`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn vm_destroy(&self, name: &str) -> Result<(), Errno>;
+
+    /// `open("/dev/vmmctl")`.
+    ///
+    /// # Errors
+    /// What the kernel says; ENOENT where it has none.
+    fn open_vmmctl(&self) -> Result<Arc<dyn DeviceFile>, Errno>;
 
     /// `open("/dev/vmm/NAME")`.
     ///
@@ -45,11 +57,24 @@ pub(crate) trait SharedMemory: Send + Sync {
     /// Copies bytes in; `false` when the range leaves the mapping.
     #[must_use]
     fn write(&self, at: u64, bytes: &[u8]) -> bool;
+
+    /// Copies bytes out; `false` when the range leaves the mapping.
+    #[must_use]
+    fn read(&self, at: u64, bytes: &mut [u8]) -> bool;
 }
 
 impl System for Kernel {
     fn vm_create(&self, name: &str) -> Result<(), Errno> {
         Kernel::vm_create(self, name)
+    }
+
+    fn vm_destroy(&self, name: &str) -> Result<(), Errno> {
+        Kernel::vm_destroy(self, name)
+    }
+
+    fn open_vmmctl(&self) -> Result<Arc<dyn DeviceFile>, Errno> {
+        let device = Kernel::open_vmmctl(self)?;
+        Ok(Arc::new(device))
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, Errno> {
@@ -74,8 +99,23 @@ impl DeviceFile for Device {
     }
 }
 
+/// There is nothing to map: EINVAL.
+impl DeviceFile for ControlDevice {
+    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<(), Errno> {
+        ControlDevice::ioctl(self, request, argument)
+    }
+
+    fn mmap(&self, _gpa: u64, _len: u64) -> Result<Arc<dyn SharedMemory>, Errno> {
+        Err(Errno::EINVAL)
+    }
+}
+
 impl SharedMemory for Mapping {
     fn write(&self, at: u64, bytes: &[u8]) -> bool {
         Mapping::write(self, at, bytes)
+    }
+
+    fn read(&self, at: u64, bytes: &mut [u8]) -> bool {
+        Mapping::read(self, at, bytes)
     }
 }

@@ -3,16 +3,15 @@
 
 use super::exit::Exit;
 use super::reset::Since;
-use super::sys::DeviceFile;
-use super::{Generation, run_by_value};
+use super::{Generation, Vm, run_by_value};
 use vmm::abi::Errno;
 
 /// libvmmapi as in 13.2.
 pub(crate) struct V13_2;
 
 impl Generation for V13_2 {
-    fn run(&self, file: &dyn DeviceFile, vcpu: i32) -> Result<Exit, Errno> {
-        run_by_value(file, vcpu).map(|raw| Exit::parse_with_ipi(&raw))
+    fn run(&self, vm: &Vm, vcpu: i32) -> Result<Exit, Errno> {
+        run_by_value(&*vm.file, vcpu).map(|raw| Exit::parse_with_ipi(&raw))
     }
 
     fn reset(&self) -> Since {

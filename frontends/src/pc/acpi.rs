@@ -16,6 +16,9 @@ const MADT: u64 = ACPI_BASE + 0x100;
 const FADT_ROOM: u64 = 0x140;
 const SMALL_ROOM: u64 = 0x40;
 
+/// The first APIC ID that is not one of a local APIC in xAPIC mode: 255 is the broadcast there.
+pub(super) const FIRST_X2APIC_ID: u16 = 255;
+
 const PM_TIMER: u16 = 0x408;
 const SCI_IRQ: u8 = 9;
 const HPET_ADDRESS: u64 = 0xfed0_0000;
@@ -42,7 +45,7 @@ struct Layout {
 
 impl Layout {
     fn of(vcpus: u16) -> Layout {
-        let madt_room = (44 + 8 * u64::from(vcpus) + 12 + 2 * 10 + 6).next_multiple_of(0x100);
+        let madt_room = (madt(vcpus).len() as u64).next_multiple_of(0x100);
         let fadt = MADT + madt_room;
         let hpet = fadt + FADT_ROOM;
         let mcfg = hpet + SMALL_ROOM;
@@ -147,15 +150,20 @@ fn root_table<const N: usize>(signature: [u8; 4], table_id: [u8; 8], entries: &[
     Fields::header(signature, 1, table_id).bytes(entries.as_flattened()).table()
 }
 
-/// Multiple APIC Description Table (ACPI 5.2.12). APIC IDs above 255 wrap, as they do in bhyve: this table has no x2APIC
-/// entries.
+/// Multiple APIC Description Table (ACPI 5.2.12). APIC IDs from 255 on do not fit into a local APIC's entry and have one of a
+/// local x2APIC (5.2.12.12). bhyve's own table has none of those, and wraps.
 fn madt(vcpus: u16) -> Vec<u8> {
     const PCAT_COMPAT: u32 = 1;
     const ENABLED: u32 = 1;
-    let mut fields = Fields::header(*b"APIC", 1, *b"BVMADT  ");
+    // Entries of local x2APICs came with revision 3 of the table.
+    let revision = if vcpus > FIRST_X2APIC_ID { 3 } else { 1 };
+    let mut fields = Fields::header(*b"APIC", revision, *b"BVMADT  ");
     fields.u32(LAPIC_ADDRESS).u32(PCAT_COMPAT);
     for vcpu in 0..vcpus {
-        fields.u8(0).u8(8).u8(vcpu as u8).u8(vcpu as u8).u32(ENABLED);
+        match u8::try_from(vcpu) {
+            Ok(id) if u16::from(id) < FIRST_X2APIC_ID => fields.u8(0).u8(8).u8(id).u8(id).u32(ENABLED),
+            _ => fields.u8(9).u8(16).u16(0).u32(vcpu.into()).u32(ENABLED).u32(vcpu.into()),
+        };
     }
     // One I/O APIC, ID 0, from GSI 0.
     fields.u8(1).u8(12).u8(0).u8(0).u32(IOAPIC_ADDRESS).u32(0);
@@ -163,8 +171,11 @@ fn madt(vcpus: u16) -> Vec<u8> {
     fields.u8(2).u8(10).u8(0).u8(0).u32(2).u16(0b0101);
     // The SCI, active low, level.
     fields.u8(2).u8(10).u8(0).u8(SCI_IRQ).u32(SCI_IRQ.into()).u16(0b1111);
-    // NMI at LINT1 of every processor, active high, edge.
+    // NMI at LINT1 of every processor, active high, edge; of those with a local x2APIC in an entry of their own.
     fields.u8(4).u8(6).u8(0xff).u16(0b0101).u8(1);
+    if vcpus > FIRST_X2APIC_ID {
+        fields.u8(10).u8(12).u16(0b0101).u32(u32::MAX).u8(1).bytes(&[0; 3]);
+    }
     fields.table()
 }
 
@@ -356,25 +367,35 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_madt_has_an_entry_for_every_vcpu(vcpus in 1_u16..=256) {
+        fn the_madt_has_an_entry_for_every_vcpu(vcpus in 1_u16..=1024) {
             let memory = memory(vcpus);
             let madt = checked(&memory, 0xf2500, b"APIC");
-            let (mut apic_ids, mut counts) = (Vec::new(), [0; 5]);
+            let (mut apic_ids, mut counts) = (Vec::new(), [0; 11]);
             let mut rest = &madt[44..];
             while let [kind, len, entry @ ..] = rest {
                 counts[usize::from(*kind)] += 1;
-                if *kind == 0 {
-                    prop_assert_eq!(word(entry, 2), 1, "enabled");
-                    apic_ids.push(u16::from(entry[1]));
+                match kind {
+                    0 => {
+                        prop_assert_eq!(word(entry, 2), 1, "enabled");
+                        prop_assert!(entry[1] < 255, "no broadcast");
+                        apic_ids.push(u64::from(entry[1]));
+                    }
+                    9 => {
+                        prop_assert_eq!((*len, word(entry, 6)), (16, 1), "enabled");
+                        prop_assert!(word(entry, 2) >= 255);
+                        apic_ids.push(word(entry, 2));
+                    }
+                    _ => {}
                 }
                 rest = &rest[usize::from(*len)..];
             }
-            prop_assert_eq!(apic_ids, (0..vcpus).collect::<Vec<_>>());
-            prop_assert_eq!(counts, [usize::from(vcpus), 1, 2, 0, 1]);
+            prop_assert_eq!(apic_ids, (0..u64::from(vcpus)).collect::<Vec<_>>());
+            let (low, high) = (usize::from(vcpus.min(255)), usize::from(vcpus.saturating_sub(255)));
+            prop_assert_eq!(counts, [low, 1, 2, 0, 1, 0, 0, 0, 0, high, usize::from(high > 0)]);
         }
 
         #[test]
-        fn tables_do_not_overlap_and_stay_below_1_mib(vcpus in 1_u16..=256) {
+        fn tables_do_not_overlap_and_stay_below_1_mib(vcpus in 1_u16..=1024) {
             let mut end = 0xf2400;
             for (at, table) in memory(vcpus) {
                 prop_assert!(at >= end);

@@ -40,6 +40,11 @@ pub(crate) enum Effect {
     PulseIrq(u8),
     /// The VM is to be suspended, for this reason (`enum vm_suspend_how`).
     Suspend(i32),
+    /// The memory BAR of slot 5 is to be mapped there, and nowhere else; `None`: nowhere.
+    MoveBar {
+        /// Guest physical address.
+        to: Option<u64>,
+    },
     /// The guest reported to the harness.
     Report(GuestReport),
 }
@@ -78,10 +83,16 @@ pub(crate) struct Pc {
 }
 
 impl Pc {
-    /// A PC after power-up, its COM1 on the console.
-    pub(crate) fn new(console: &Console) -> Pc {
-        let devices = Devices { uart: Uart::new(console), pci: Pci::new(), pm: Pm::default(), kbdc: Kbdc::new() };
+    /// A PC after power-up, its COM1 on the console; with the PCI device of slot 5 or without.
+    pub(crate) fn new(console: &Console, movable_bar: bool) -> Pc {
+        let pci = Pci::new(movable_bar);
+        let devices = Devices { uart: Uart::new(console), pci, pm: Pm::default(), kbdc: Kbdc::new() };
         Pc { devices: Mutex::new(devices) }
+    }
+
+    /// Takes over the state of every device from a PC that is no longer used.
+    pub(crate) fn restore(&self, other: &Pc) {
+        std::mem::swap(&mut *self.devices.lock(), &mut *other.devices.lock());
     }
 
     /// `emulate_inout`: `None` where the handler refuses the access. Ports without a device read as all ones and ignore
@@ -102,8 +113,7 @@ impl Pc {
             }
             (pci::CONFIG_DATA..=pci::CONFIG_DATA_LAST, None) => Some(Reaction::value(pci.read_data(port, bytes))),
             (pci::CONFIG_DATA..=pci::CONFIG_DATA_LAST, Some(data)) => {
-                pci.write_data(port, bytes, data);
-                Some(Reaction::NOTHING)
+                Some(Reaction::of(pci.write_data(port, bytes, data)))
             }
             (pm::PM1_STATUS | pm::PM1_ENABLE | pm::PM1_CONTROL | pm::SMI_COMMAND | pm::RESET, None) => {
                 pm.read(port, bytes).map(Reaction::value)
@@ -127,13 +137,10 @@ impl Pc {
         }
     }
 
-    /// A write to that hole.
-    pub(crate) fn write_hole(&self, gpa: u64, bytes: u8, data: u64) {
-        if let Some(offset) = gpa.checked_sub(pci::ECFG_BASE)
-            && offset < pci::ECFG_SIZE
-        {
-            self.devices.lock().pci.write_window(offset, bytes, data);
-        }
+    /// A write to that hole, and what is to be done outside.
+    pub(crate) fn write_hole(&self, gpa: u64, bytes: u8, data: u64) -> Option<Effect> {
+        let offset = gpa.checked_sub(pci::ECFG_BASE).filter(|offset| *offset < pci::ECFG_SIZE)?;
+        self.devices.lock().pci.write_window(offset, bytes, data)
     }
 }
 
@@ -178,7 +185,7 @@ mod tests {
 
     fn pc() -> (Pc, Console) {
         let console = Console::new();
-        (Pc::new(&console), console)
+        (Pc::new(&console, false), console)
     }
 
     fn input(pc: &Pc, port: u16, bytes: u8) -> Option<u32> {
@@ -230,7 +237,7 @@ mod tests {
         fn no_memory_access_panics(gpa in 0xdfff_0000_u64..0xf001_0000, size in 0..4_u32, data: u64) {
             let (pc, _) = pc();
             let bytes = 1 << size;
-            pc.write_hole(gpa, bytes, data);
+            let _effect = pc.write_hole(gpa, bytes, data);
             let _value = pc.read_hole(gpa, bytes);
         }
     }

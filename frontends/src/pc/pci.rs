@@ -1,5 +1,7 @@
-//! PCI: configuration mechanism 1, the extended configuration window, and the two devices of the smallest bhyve command
-//! line (`-s 0,hostbridge -s 31,lpc`).
+//! PCI: configuration mechanism 1, the extended configuration window, the two devices of the smallest bhyve command
+//! line (`-s 0,hostbridge -s 31,lpc`), and one more in slot 5 if asked for, whose memory BAR the guest can move.
+
+use super::Effect;
 
 /// CONFIG_ADDRESS, 32 bits.
 pub(super) const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -14,6 +16,13 @@ pub(crate) const ECFG_SIZE: u64 = 256 << 20;
 
 const ENABLE: u32 = 1 << 31;
 
+/// Where the memory BAR of slot 5 is at first.
+pub(crate) const BAR_BASE: u64 = 0xc100_0000;
+/// Its size in bytes.
+pub(crate) const BAR_SIZE: u64 = 4 << 10;
+/// Device 5, function 0.
+const BAR_DEVFN: u8 = 5 << 3;
+
 /// Configuration registers (PCI 3.0, 6.1).
 mod reg {
     pub(super) const VENDOR: usize = 0x00;
@@ -21,10 +30,14 @@ mod reg {
     pub(super) const COMMAND: usize = 0x04;
     pub(super) const SUBCLASS: usize = 0x0a;
     pub(super) const CLASS: usize = 0x0b;
+    pub(super) const BAR0: usize = 0x10;
     pub(super) const CAP_PTR: usize = 0x34;
     pub(super) const STATUS: usize = 0x06;
     pub(super) const INT_LINE: usize = 0x3c;
 }
+
+/// Memory decoding in the command register.
+const COMMAND_MEMORY: u8 = 0x02;
 
 /// What a function's configuration space holds, and which bits the guest can change.
 struct Function {
@@ -78,6 +91,25 @@ impl Function {
         function
     }
 
+    /// A device with one 32-bit memory BAR that decodes from the start, as every BAR of bhyve's does. Its numbers are those
+    /// of bhyve's frame buffer.
+    fn movable_bar() -> Function {
+        const SUBCLASS_VGA: u8 = 0x00;
+        const CLASS_DISPLAY: u8 = 0x03;
+        let mut function = Function::new(0xfb5d, 0x40fb, SUBCLASS_VGA);
+        function.value[reg::CLASS] = CLASS_DISPLAY;
+        function.value[reg::COMMAND] = COMMAND_MEMORY;
+        function.value[reg::BAR0..][..4].copy_from_slice(&(BAR_BASE as u32).to_le_bytes());
+        function.writable[reg::BAR0..][..4].copy_from_slice(&(!(BAR_SIZE as u32 - 1)).to_le_bytes());
+        function
+    }
+
+    /// Where memory decodes in BAR 0.
+    fn decoded_bar(&self) -> Option<u64> {
+        let decodes = self.value[reg::COMMAND] & COMMAND_MEMORY != 0;
+        decodes.then(|| self.read(reg::BAR0, 4).into())
+    }
+
     fn read(&self, offset: usize, bytes: usize) -> u32 {
         self.value[offset..][..bytes].iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte))
     }
@@ -101,22 +133,31 @@ struct Address {
     offset: u16,
 }
 
-/// Bus 0 with its two devices.
+/// Bus 0 with its devices.
 pub(super) struct Pci {
     /// CONFIG_ADDRESS as written, bits 1:0 cleared.
     address: u32,
     host_bridge: Function,
     lpc_bridge: Function,
+    /// Slot 5.
+    movable_bar: Option<Function>,
 }
 
 impl Pci {
-    pub(super) fn new() -> Pci {
-        Pci { address: 0, host_bridge: Function::host_bridge(), lpc_bridge: Function::lpc_bridge() }
+    /// The bus after power-up, with the device of slot 5 or without.
+    pub(super) fn new(movable_bar: bool) -> Pci {
+        Pci {
+            address: 0,
+            host_bridge: Function::host_bridge(),
+            lpc_bridge: Function::lpc_bridge(),
+            movable_bar: movable_bar.then(Function::movable_bar),
+        }
     }
 
     fn function(&mut self, address: Address) -> Option<&mut Function> {
         match (address.bus, address.devfn) {
             (0, 0) => Some(&mut self.host_bridge),
+            (0, BAR_DEVFN) => self.movable_bar.as_mut(),
             (0, 0xf8) => Some(&mut self.lpc_bridge),
             _ => None,
         }
@@ -133,15 +174,20 @@ impl Pci {
         }
     }
 
-    /// `pci_cfgrw` of a write.
-    fn write(&mut self, address: Address, bytes: usize, data: u32) {
+    /// `pci_cfgrw` of a write. A BAR takes 32 bits at once or nothing; when it then decodes elsewhere, it is to be moved.
+    fn write(&mut self, address: Address, bytes: usize, data: u32) -> Option<Effect> {
         let offset = usize::from(address.offset);
-        if let Some(function) = self.function(address)
-            && offset % bytes == 0
-            && offset < 256
-        {
-            function.write(offset, bytes, data);
+        if offset % bytes != 0 || offset >= 256 {
+            return None;
         }
+        let function = self.function(address)?;
+        if (reg::BAR0..reg::BAR0 + 4).contains(&offset) && bytes != 4 {
+            return None;
+        }
+        let from = function.decoded_bar();
+        function.write(offset, bytes, data);
+        let to = function.decoded_bar();
+        (address.devfn == BAR_DEVFN && from != to).then_some(Effect::MoveBar { to })
     }
 
     /// IN from CONFIG_ADDRESS: narrower accesses find nobody.
@@ -168,10 +214,9 @@ impl Pci {
     }
 
     /// OUT to a port of CONFIG_DATA.
-    pub(super) fn write_data(&mut self, port: u16, bytes: u8, data: u32) {
-        if let Some(address) = self.selected(port) {
-            self.write(address, bytes.into(), data);
-        }
+    pub(super) fn write_data(&mut self, port: u16, bytes: u8, data: u32) -> Option<Effect> {
+        let address = self.selected(port)?;
+        self.write(address, bytes.into(), data)
     }
 
     fn in_window(offset: u64) -> Address {
@@ -188,14 +233,13 @@ impl Pci {
         self.read(Pci::in_window(offset), bytes.into()).into()
     }
 
-    /// Write to the window.
-    pub(super) fn write_window(&mut self, offset: u64, bytes: u8, data: u64) {
+    /// Write to the window. No 8-byte write covers two registers that move the BAR.
+    pub(super) fn write_window(&mut self, offset: u64, bytes: u8, data: u64) -> Option<Effect> {
         if bytes == 8 {
-            self.write_window(offset, 4, data & 0xffff_ffff);
-            self.write_window(offset + 4, 4, data >> 32);
-            return;
+            let low = self.write_window(offset, 4, data & 0xffff_ffff);
+            return low.or(self.write_window(offset + 4, 4, data >> 32));
         }
-        self.write(Pci::in_window(offset), bytes.into(), data as u32);
+        self.write(Pci::in_window(offset), bytes.into(), data as u32)
     }
 }
 
@@ -204,24 +248,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_two_bridges_are_where_they_belong() {
-        let mut pci = Pci::new();
-        let mut found = Vec::new();
-        for devfn in 0..=0xff_u32 {
-            pci.write_address(4, ENABLE | devfn << 8);
-            let id = pci.read_data(CONFIG_DATA, 4);
-            if id != u32::MAX {
-                found.push((devfn, id));
+    fn the_devices_are_where_they_belong() {
+        let found = |pci: &mut Pci| {
+            let mut found = Vec::new();
+            for devfn in 0..=0xff_u32 {
+                pci.write_address(4, ENABLE | devfn << 8);
+                let id = pci.read_data(CONFIG_DATA, 4);
+                if id != u32::MAX {
+                    found.push((devfn, id));
+                }
             }
-        }
-        assert_eq!(found, [(0, 0x1275_1275), (0xf8, 0x7000_8086)]);
+            found
+        };
+        let mut pci = Pci::new(false);
+        assert_eq!(found(&mut pci), [(0, 0x1275_1275), (0xf8, 0x7000_8086)]);
+        assert_eq!(found(&mut Pci::new(true)), [(0, 0x1275_1275), (0x28, 0x40fb_fb5d), (0xf8, 0x7000_8086)]);
         pci.write_address(4, 0);
         assert_eq!(pci.read_data(CONFIG_DATA, 4), u32::MAX, "not enabled");
     }
 
     #[test]
     fn registers_keep_their_read_only_bits() {
-        let mut pci = Pci::new();
+        let mut pci = Pci::new(false);
         pci.write_address(4, ENABLE | 0xf8 << 8 | 0x60);
         pci.write_data(CONFIG_DATA + 1, 1, 0xff);
         assert_eq!(pci.read_data(CONFIG_DATA + 1, 1), 0x8f);
@@ -233,8 +281,27 @@ mod tests {
     }
 
     #[test]
+    fn the_bar_of_slot_5_moves_while_memory_decodes() {
+        let mut pci = Pci::new(true);
+        let mut write = |register: u32, data| {
+            pci.write_address(4, ENABLE | 5 << 11 | register);
+            pci.write_data(CONFIG_DATA, 4, data)
+        };
+        let moved = |to| Some(Effect::MoveBar { to });
+        assert_eq!(write(0x10, 0xc100_0008), None, "where it is");
+        assert_eq!(write(0x10, 0xc200_0000), moved(Some(0xc200_0000)));
+        assert_eq!(write(0x04, 0), moved(None), "it no longer decodes");
+        assert_eq!(write(0x10, u32::MAX), None);
+        assert_eq!(write(0x04, 2), moved(Some(0xffff_f000)));
+        pci.write_address(4, ENABLE | 5 << 11 | 0x10);
+        assert_eq!(pci.read_data(CONFIG_DATA, 4), 0xffff_f000, "4 KiB of memory");
+        assert_eq!(pci.write_data(CONFIG_DATA, 2, 0), None, "not 32 bits");
+        assert_eq!(pci.write_window(5 << 15 | 0x10, 8, 0xc300_0000), moved(Some(0xc300_0000)));
+    }
+
+    #[test]
     fn the_window_shows_the_same_functions() {
-        let mut pci = Pci::new();
+        let mut pci = Pci::new(false);
         assert_eq!(pci.read_window(0, 4), 0x1275_1275);
         assert_eq!(pci.read_window(31 << 15, 4), 0x7000_8086);
         assert_eq!(pci.read_window(31 << 15, 8) >> 32, 4, "command");

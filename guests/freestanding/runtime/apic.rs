@@ -1,12 +1,15 @@
 //! The CPU's local APIC, in whichever mode the firmware left it (SDM 3A chapter 11).
 
-use crate::broken::{Broken, broken};
+use crate::broken::broken;
 use crate::cpu::{fence_before_wrmsr, rdmsr, wrmsr};
 use crate::interrupts::SPURIOUS;
 use crate::pm_timer;
+use crate::report::BROKEN_IPI_PENDING;
 
 /// The MSR with the mode of the local APIC (SDM 3A 11.4.4).
 pub(crate) const IA32_APIC_BASE: u32 = 0x1b;
+/// IA32_APIC_BASE: this is the BSP.
+pub(crate) const APIC_BASE_BSP: u32 = 1 << 8;
 /// IA32_APIC_BASE: x2APIC mode.
 pub(crate) const APIC_BASE_EXTD: u32 = 1 << 10;
 /// Where the registers are in xAPIC mode. Nobody moves them.
@@ -26,6 +29,8 @@ pub(crate) enum Register {
     Version = 0x30,
     TaskPriority = 0x80,
     EndOfInterrupt = 0xb0,
+    LogicalDestination = 0xd0,
+    DestinationFormat = 0xe0,
     SpuriousInterruptVector = 0xf0,
     ErrorStatus = 0x280,
     InterruptCommandLow = 0x300,
@@ -94,6 +99,12 @@ impl LocalApic {
         }
     }
 
+    /// In xAPIC mode: sets the model of logical destinations (DFR) and the logical ID (LDR) (SDM 3A 11.6.2.2).
+    pub(crate) fn set_logical(self, model: u32, id: u32) {
+        self.write(Register::DestinationFormat, model);
+        self.write(Register::LogicalDestination, id << 24);
+    }
+
     /// Enables the local APIC, with nothing coming from its local sources.
     pub(crate) fn enable(self) {
         // Thermal (5) and performance (4) exist on later processors only, and x2APIC faults on those that do not exist.
@@ -145,7 +156,7 @@ impl LocalApic {
     pub(crate) fn wait_sent(self) {
         let sent = || self.read(Register::InterruptCommandLow) & ICR_PENDING == 0;
         if self == LocalApic::XApic && !pm_timer::wait(IPI_PENDING_US, sent) {
-            broken(Broken::IpiPending);
+            broken(BROKEN_IPI_PENDING);
         }
     }
 

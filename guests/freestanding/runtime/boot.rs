@@ -1,9 +1,15 @@
 //! From the reset vector, or from a STARTUP, to 64-bit Rust.
 //!
-//! Both ways meet in `enter_long_mode`: the BSP comes from the ROM, an AP from the trampoline page.
+//! Both ways meet in `enter_long_mode`: the BSP comes from the ROM, an AP from a trampoline page.
+//!
+//! A CPU that comes where nobody sent it says so and stops: an AP at the reset vector, an AP in a trampoline page that no
+//! STARTUP named ([`EXPECTED_PAGES`]) or off the trampoline's beginning, a CPU that the firmware did not tell of. The BSP that
+//! comes to the reset vector again goes on in Rust.
 
-use crate::apic::{APIC_BASE_EXTD, IA32_APIC_BASE, X2APIC_ID, XAPIC_BASE, XAPIC_ID};
-use crate::cpu::{CPU_NUMBER, CPUS};
+use crate::apic::{APIC_BASE_BSP, APIC_BASE_EXTD, IA32_APIC_BASE, X2APIC_ID, XAPIC_BASE, XAPIC_ID};
+use crate::cpu::{CPU_NUMBER, CPUS, MAX_APIC_IDS};
+use crate::report::{REPORT_PORT, RESET_VECTOR, STRAY};
+use crate::startup::EXPECTED_PAGES;
 use core::arch::global_asm;
 
 // The reset code, at the end of the ROM. The processor starts at F000:FFF0 with CS base FFFF0000H (SDM 3A 10.1.4), so this
@@ -15,6 +21,10 @@ global_asm!(
 reset_start:
     cli
     cld
+    movl ${apic_base}, %ecx
+    rdmsr
+    testl ${bsp}, %eax
+    jz reset_astray
     lgdtl %cs:(0xff00 + reset_gdtr - reset_start)
     movl %cr0, %eax
     andl ${cr0_clear}, %eax
@@ -28,6 +38,9 @@ reset_protected:
     movw %ax, %ds
     movw %ax, %es
     movw %ax, %ss
+    movl $bsp_again, %ebx
+    cmpl ${started}, bsp_started
+    je 1f
     movl $rom_base, %esi
     movl $payload_start, %edi
     movl $payload_dwords, %ecx
@@ -36,9 +49,32 @@ reset_protected:
     movl $bss_start, %edi
     movl $bss_dwords, %ecx
     rep stosl
+    movl ${started}, bsp_started
     movl $bsp_entry, %ebx
-    movl $enter_long_mode, %eax
+1:  movl $enter_long_mode, %eax
     jmp *%eax
+
+    // Only CPUID tells an AP in real mode who it is: leaf 0BH, or leaf 1 of a processor that has no such leaf.
+    .code16
+reset_astray:
+    xorl %eax, %eax
+    cpuid
+    cmpl $0xb, %eax
+    movl $1, %eax
+    jb 1f
+    movb $0xb, %al
+    xorl %ecx, %ecx
+    cpuid
+    jmp 2f
+1:  cpuid
+    shrl $24, %ebx
+    movl %ebx, %edx
+2:  movzwl %dx, %eax
+    orl ${stray_at_reset}, %eax
+    movw ${port}, %dx
+    outl %eax, %dx
+3:  hlt
+    jmp 3b
 
     // The descriptors' accessed bits are set already: the processor must not want to write to the ROM.
     .balign 8
@@ -59,21 +95,34 @@ reset_vector:
     .code64
 "#,
     cr0_clear = const CR0_CACHE_OFF,
+    apic_base = const IA32_APIC_BASE,
+    bsp = const APIC_BASE_BSP,
+    started = const BSP_STARTED,
+    port = const REPORT_PORT,
+    stray_at_reset = const (STRAY as u32) << 24 | RESET_VECTOR << 16,
     options(att_syntax),
 );
+
+/// What `bsp_started` holds once the BSP has been at the reset vector, and hardly ever before.
+const BSP_STARTED: u32 = 0x4253_5021;
 
 /// What to keep of CR0: everything but CD and NW, which RESET and INIT set (SDM 3A 10.1.1).
 const CR0_CACHE_OFF: u32 = !(1 << 30 | 1 << 29);
 
-// The trampoline: the page whose number is the STARTUP vector gets a copy of this. CS is the page; nothing here depends on
-// which one. Several APs may be in it at once: it writes nothing.
+// The trampoline: the page whose number is the STARTUP vector gets a copy of this. CS is the page, whose number goes along in
+// BP; nothing else depends on which one. Several APs may be in it at once: it writes nothing but the count of NMIs.
+//
+// The copy below 1000H serves real mode's interrupt vectors: `trampoline_trap` is for INT3, which fills the pages, and marks CS as
+// no vector; `trampoline_nmi` counts.
 global_asm!(
     r#"
     .section .mode_switch, "aw", @progbits
     .code16
-    .globl trampoline_start, trampoline_end
+    .globl trampoline_start, trampoline_trap, trampoline_nmi, trampoline_nmis, trampoline_end
+    .balign 8
 trampoline_start:
-    cli
+    movw %cs, %bp
+1:  cli
     cld
     lgdtl %cs:(trampoline_gdtr - trampoline_start)
     movl $ap_entry, %ebx
@@ -82,9 +131,20 @@ trampoline_start:
     orl $1, %eax
     movl %eax, %cr0
     ljmpl $0x08, $enter_long_mode
+trampoline_trap:
+    popw %bp
+    popw %bp
+    orw $1, %bp
+    jmp 1b
+trampoline_nmi:
+    incw %cs:(trampoline_nmis - trampoline_start)
+    iretw
 trampoline_gdtr:
     .word gdt_end - gdt - 1
     .long gdt
+    .balign 2
+trampoline_nmis:
+    .word 0
 trampoline_end:
     .code64
 "#,
@@ -92,7 +152,7 @@ trampoline_end:
     options(att_syntax),
 );
 
-// From 32-bit protected mode to long mode, then on at EBX. No stack is needed, none is used.
+// From 32-bit protected mode to long mode, then on at EBX. No stack is needed, none is used. EBP stays.
 global_asm!(
     r#"
     .section .mode_switch, "aw", @progbits
@@ -129,8 +189,13 @@ bsp_entry:
     xorl %ebp, %ebp
     call bsp_main
     ud2
+bsp_again:
+    movl ${cpus} + 4096, %esp
+    xorl %ebp, %ebp
+    call bsp_restarted
+    ud2
 
-    // Which CPU is this? Its local APIC says, in the mode that it is in.
+    // Which CPU is this? Its local APIC says, in the mode that it is in. And did anybody send it here?
 ap_entry:
     movl ${apic_base}, %ecx
     rdmsr
@@ -142,22 +207,36 @@ ap_entry:
     jmp 3f
 2:  movl ${x2apic_id}, %ecx
     rdmsr
-3:  cmpl $255, %eax
-    ja 4f
-    movl %eax, %eax
-    movzbl {cpu_number}(%rax), %edi
-    testl %edi, %edi
+3:  movl %eax, %eax
+    movzwl %bp, %ecx
+    shrl $8, %ecx
+    testb $0xff, %bpl
+    jnz 4f
+    movl {expected_pages}, %edx
+    btl %ecx, %edx
+    jnc 4f
+    cmpl ${apic_ids}, %eax
+    jae 4f
+    movzwl {cpu_number}(, %rax, 2), %edx
+    testl %edx, %edx
     jz 4f
-    leal 1(%rdi), %esp
+    leal 1(%rdx), %esp
     shll $12, %esp
     addl ${cpus}, %esp
     xorl %ebp, %ebp
+    movl %ecx, %edi
     call ap_main
     ud2
-    // Nobody that was asked for: it has no stack, so it cannot even say so.
-4:  cli
+    // It has no stack: it says so, and stops.
+4:  shll $16, %ecx
+    movzwl %ax, %eax
+    orl %ecx, %eax
+    orl ${stray}, %eax
+    movw ${port}, %dx
+    outl %eax, %dx
+5:  cli
     hlt
-    jmp 4b
+    jmp 5b
 
     .section .mode_switch, "aw", @progbits
     .balign 8
@@ -170,9 +249,15 @@ gdt_end:
 gdtr:
     .word gdt_end - gdt - 1
     .long gdt
+bsp_started:
+    .long 0
 "#,
     cpus = sym CPUS,
     cpu_number = sym CPU_NUMBER,
+    expected_pages = sym EXPECTED_PAGES,
+    apic_ids = const MAX_APIC_IDS,
+    stray = const (STRAY as u32) << 24,
+    port = const REPORT_PORT,
     apic_base = const IA32_APIC_BASE,
     extd = const APIC_BASE_EXTD,
     xapic_id = const XAPIC_BASE + XAPIC_ID,

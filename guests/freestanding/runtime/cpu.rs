@@ -4,10 +4,12 @@ use crate::apic::LocalApic;
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 /// How many CPUs a guest can use.
-pub(crate) const MAX_CPUS: usize = 64;
+pub(crate) const MAX_CPUS: usize = 1024;
+/// The APIC IDs that their CPUs may have are those below.
+pub(crate) const MAX_APIC_IDS: usize = 1024;
 
 /// What belongs to one CPU, its stack included. A page of its own, so that the stack pointer tells which CPU runs.
 #[repr(C, align(4096))]
@@ -21,9 +23,24 @@ pub struct Cpu {
     pub(crate) tokens: AtomicU32,
     /// How often its timer has ticked.
     pub(crate) ticks: AtomicU32,
+    /// How many NMIs it has taken.
+    pub(crate) nmis: AtomicU32,
+    /// How often it came up.
+    arrivals: AtomicU32,
+    /// The STARTUP vector by which it came up the last time.
+    vector: AtomicU32,
+    /// Counts on while the CPU runs in [`crate::scenario::beat`].
+    beats: AtomicU32,
+    /// `beats` as somebody noted it.
+    noted_beats: AtomicU32,
+    /// `arrivals` as somebody noted it.
+    noted_arrivals: AtomicU32,
     /// Grows down from the page's end towards the fields above.
-    stack: UnsafeCell<[MaybeUninit<u8>; 4096 - 20]>,
+    stack: UnsafeCell<[MaybeUninit<u8>; 4096 - FIELDS]>,
 }
+
+/// Size of the fields of a [`Cpu`] before its stack.
+const FIELDS: usize = 44;
 
 const _: () = assert!(size_of::<Cpu>() == 4096, "the boot code and `this_cpu` count in pages");
 
@@ -40,12 +57,18 @@ pub(crate) static CPUS: [Cpu; MAX_CPUS] = [const {
         wakes: AtomicU32::new(0),
         tokens: AtomicU32::new(0),
         ticks: AtomicU32::new(0),
-        stack: UnsafeCell::new([MaybeUninit::uninit(); 4096 - 20]),
+        nmis: AtomicU32::new(0),
+        arrivals: AtomicU32::new(0),
+        vector: AtomicU32::new(0),
+        beats: AtomicU32::new(0),
+        noted_beats: AtomicU32::new(0),
+        noted_arrivals: AtomicU32::new(0),
+        stack: UnsafeCell::new([MaybeUninit::uninit(); 4096 - FIELDS]),
     }
 }; MAX_CPUS];
 
 /// Which CPU has an APIC ID; 0 for the BSP's and for those that belong to nobody.
-pub(crate) static CPU_NUMBER: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
+pub(crate) static CPU_NUMBER: [AtomicU16; MAX_APIC_IDS] = [const { AtomicU16::new(0) }; MAX_APIC_IDS];
 
 impl Cpu {
     /// Prepares the CPU for being started.
@@ -55,16 +78,24 @@ impl Cpu {
         self.wakes.store(0, Ordering::Relaxed);
         self.tokens.store(0, Ordering::Relaxed);
         self.ticks.store(0, Ordering::Relaxed);
+        self.nmis.store(0, Ordering::Relaxed);
+        self.arrivals.store(0, Ordering::Relaxed);
+        self.vector.store(0, Ordering::Relaxed);
+        self.beats.store(0, Ordering::Relaxed);
+        self.noted_beats.store(0, Ordering::Relaxed);
+        self.noted_arrivals.store(0, Ordering::Relaxed);
         self.online.store(false, Ordering::Release);
     }
 
     /// Its number: 0 is the BSP.
-    pub(crate) fn number(&self) -> u32 {
+    #[must_use]
+    pub fn number(&self) -> u32 {
         ((&raw const *self as usize - &raw const CPUS as usize) / size_of::<Cpu>()) as u32
     }
 
     /// Its APIC ID.
-    pub(crate) fn apic_id(&self) -> u32 {
+    #[must_use]
+    pub fn apic_id(&self) -> u32 {
         self.apic_id.load(Ordering::Relaxed)
     }
 
@@ -78,9 +109,63 @@ impl Cpu {
         self.x2apic.store(apic == LocalApic::X2Apic, Ordering::Relaxed);
     }
 
-    /// Says that the CPU is ready for interrupts.
-    pub(crate) fn set_online(&self) {
+    /// Says that the CPU came up by a STARTUP with this vector, and is ready for interrupts.
+    pub(crate) fn arrive(&self, vector: u32) {
+        self.vector.store(vector, Ordering::Relaxed);
+        self.arrivals.fetch_add(1, Ordering::Release);
         self.online.store(true, Ordering::Release);
+    }
+
+    /// How often it came up, and the STARTUP vector by which it did so the last time.
+    #[must_use]
+    pub fn arrivals(&self) -> (u32, u32) {
+        let arrivals = self.arrivals.load(Ordering::Acquire);
+        (arrivals, self.vector.load(Ordering::Relaxed))
+    }
+
+    /// From here on, [`Cpu::new_arrivals`] begins anew.
+    pub fn note_arrivals(&self) {
+        self.noted_arrivals.store(self.arrivals().0, Ordering::Relaxed);
+    }
+
+    /// How often it came up since that was noted.
+    #[must_use]
+    pub fn new_arrivals(&self) -> u32 {
+        self.arrivals().0 - self.noted_arrivals.load(Ordering::Relaxed)
+    }
+
+    /// From here on, [`Cpu::wakes`] begins anew. The CPU itself must not be counting.
+    pub fn forget_wakes(&self) {
+        self.wakes.store(0, Ordering::Release);
+    }
+
+    /// How many wake-up IPIs it has taken.
+    #[must_use]
+    pub fn wakes(&self) -> u32 {
+        self.wakes.load(Ordering::Acquire)
+    }
+
+    /// How many NMIs it has taken since it came up.
+    #[must_use]
+    pub fn nmis(&self) -> u32 {
+        self.nmis.load(Ordering::Acquire)
+    }
+
+    /// Shows that the CPU runs.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Release);
+        pause();
+    }
+
+    /// From here on, [`Cpu::has_beaten`] begins anew.
+    pub fn note_beats(&self) {
+        self.noted_beats.store(self.beats.load(Ordering::Acquire), Ordering::Relaxed);
+    }
+
+    /// Whether it has shown that it runs since that was noted.
+    #[must_use]
+    pub fn has_beaten(&self) -> bool {
+        self.beats.load(Ordering::Acquire) != self.noted_beats.load(Ordering::Relaxed)
     }
 
     /// Whether it is.
@@ -130,7 +215,7 @@ pub(crate) fn pause() {
 }
 
 /// Lets interrupts in from here on.
-pub(crate) fn enable_interrupts() {
+pub fn enable_interrupts() {
     // SAFETY: the IDT is loaded, and its handlers keep all registers and work on atomics alone.
     unsafe { asm!("sti", options(nostack)) };
 }
@@ -148,8 +233,8 @@ pub(crate) fn halt_until(done: impl Fn() -> bool) {
     }
 }
 
-/// Stops the CPU for good.
-pub(crate) fn stop() -> ! {
+/// Stops the CPU for good: it halts with interrupts off.
+pub fn stop() -> ! {
     loop {
         // SAFETY: nothing runs after this; an NMI or SMI only brings the loop round.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) };

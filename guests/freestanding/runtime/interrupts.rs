@@ -6,10 +6,12 @@ use crate::power;
 use crate::report::{BROKEN, report};
 use crate::ring;
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// The non-maskable interrupt.
+const NMI: u8 = 2;
 /// Wakes an AP for work.
-pub(crate) const WAKE: u8 = 0x20;
+pub const WAKE: u8 = 0x20;
 /// Hands an AP, or the BSP, the token.
 pub(crate) const TOKEN: u8 = 0x21;
 /// The local APIC's timer.
@@ -83,6 +85,14 @@ struct Frame {
     rip: u64,
 }
 
+/// Whether the guest itself sends NMIs.
+static EXPECTS_NMI: AtomicBool = AtomicBool::new(false);
+
+/// NMIs are counted from here on; any NMI before is as unexpected as an exception.
+pub fn expect_nmis() {
+    EXPECTS_NMI.store(true, Ordering::Release);
+}
+
 /// Fills in the IDT, once for all CPUs.
 pub(crate) fn init() {
     unsafe extern "C" {
@@ -129,6 +139,9 @@ extern "C" fn dispatch(frame: &Frame) {
             cpu.local_apic().end_of_interrupt();
         }
         SPURIOUS => {}
+        NMI if EXPECTS_NMI.load(Ordering::Acquire) => {
+            cpu.nmis.fetch_add(1, Ordering::Release);
+        }
         vector => unexpected(cpu, vector, frame),
     }
 }

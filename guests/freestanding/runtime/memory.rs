@@ -1,4 +1,4 @@
-//! Physical memory that no Rust object owns: the firmware's tables, and the trampoline page.
+//! Physical memory that no Rust object owns: the firmware's tables, and real mode's first 64 KiB.
 
 use core::arch::asm;
 
@@ -6,6 +6,12 @@ use core::arch::asm;
 pub(crate) fn read<T: Plain>(address: u32) -> T {
     // SAFETY: all of it is mapped, any bits make a `T`, and nobody writes to the firmware's tables.
     unsafe { (address as usize as *const T).read_unaligned() }
+}
+
+/// Reads 16 bits, at an even physical address, that CPUs in real mode write.
+pub(crate) fn read_shared(address: u32) -> u16 {
+    // SAFETY: it is mapped and aligned.
+    unsafe { (address as usize as *const u16).read_volatile() }
 }
 
 /// Whether the `len` bytes at `address` add up to 0, as every table of the firmware does.

@@ -2,9 +2,10 @@
 //!
 //! Every poll is one IN and one PAUSE: the PAUSE lets virtual time pass.
 
-use crate::broken::{Broken, broken};
+use crate::broken::broken;
 use crate::cpu::pause;
 use crate::port;
+use crate::report::BROKEN_PM_TIMER_STUCK;
 use core::sync::atomic::{AtomicU16, Ordering};
 
 /// Ticks per second.
@@ -49,7 +50,7 @@ pub(crate) fn wait(limit_us: u32, mut done: impl FnMut() -> bool) -> bool {
         elapsed += ticks;
         stuck = if ticks == 0 { stuck + 1 } else { 0 };
         if stuck == STUCK_POLLS {
-            broken(Broken::PmTimerStuck);
+            broken(BROKEN_PM_TIMER_STUCK);
         }
     }
 }

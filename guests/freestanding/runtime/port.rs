@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 /// Reads a byte.
-pub(crate) fn read_u8(port: u16) -> u8 {
+pub fn read_u8(port: u16) -> u8 {
     let value;
     // SAFETY: IN touches no memory of ours; the ports that the guest reads have no effect on it.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
@@ -11,7 +11,7 @@ pub(crate) fn read_u8(port: u16) -> u8 {
 }
 
 /// Reads 32 bits.
-pub(crate) fn read_u32(port: u16) -> u32 {
+pub fn read_u32(port: u16) -> u32 {
     let value;
     // SAFETY: as in `read_u8`.
     unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
@@ -19,19 +19,19 @@ pub(crate) fn read_u32(port: u16) -> u32 {
 }
 
 /// Writes a byte.
-pub(crate) fn write_u8(port: u16, value: u8) {
+pub fn write_u8(port: u16, value: u8) {
     // SAFETY: OUT touches no memory of ours; no device that the guest writes to does DMA.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Writes 16 bits.
-pub(crate) fn write_u16(port: u16, value: u16) {
+pub fn write_u16(port: u16, value: u16) {
     // SAFETY: as in `write_u8`.
     unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Writes 32 bits.
-pub(crate) fn write_u32(port: u16, value: u32) {
+pub fn write_u32(port: u16, value: u32) {
     // SAFETY: as in `write_u8`.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
 }

@@ -1,10 +1,11 @@
 //! Which CPUs there are: the firmware says so in the ACPI MADT, or in an MP configuration table.
 
-use crate::broken::{Broken, broken};
+use crate::broken::broken;
 use crate::cpu::{CPU_NUMBER, CPUS, Cpu};
 use crate::memory::read;
+use crate::report::{BROKEN_APIC_ID_TOO_BIG, BROKEN_NO_TABLES, BROKEN_TOO_MANY_CPUS};
 use crate::{acpi, mp_table};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Who told.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,8 +32,9 @@ impl Topology {
         } else if mp_table::find(&mut list) {
             Source::MpTable
         } else {
-            broken(Broken::NoTables)
+            broken(BROKEN_NO_TABLES)
         };
+        FOUND.store(list.cpus, Ordering::Release);
         Topology { source, cpus: list.cpus }
     }
 
@@ -43,8 +45,16 @@ impl Topology {
 
     /// The APs.
     pub(crate) fn aps(&self) -> &'static [Cpu] {
-        CPUS.get(1..self.cpus).unwrap_or_default()
+        aps()
     }
+}
+
+/// How many CPUs were found.
+static FOUND: AtomicUsize = AtomicUsize::new(0);
+
+/// The APs that were found.
+pub fn aps() -> &'static [Cpu] {
+    CPUS.get(1..FOUND.load(Ordering::Acquire)).unwrap_or_default()
 }
 
 /// The CPUs found so far.
@@ -57,13 +67,13 @@ impl List {
     /// Adds an enabled CPU of the table. The BSP, which is in it too, is there already, and a CPU may be there as a local
     /// APIC and as a local x2APIC.
     pub(crate) fn add(&mut self, apic_id: u32) {
-        let Some(number) = CPU_NUMBER.get(apic_id as usize) else { broken(Broken::ApicIdTooBig) };
+        let Some(number) = CPU_NUMBER.get(apic_id as usize) else { broken(BROKEN_APIC_ID_TOO_BIG) };
         if apic_id == self.bsp || number.load(Ordering::Relaxed) != 0 {
             return;
         }
-        let Some(cpu) = CPUS.get(self.cpus) else { broken(Broken::TooManyCpus) };
+        let Some(cpu) = CPUS.get(self.cpus) else { broken(BROKEN_TOO_MANY_CPUS) };
         cpu.reset(apic_id);
-        number.store(self.cpus as u8, Ordering::Release);
+        number.store(self.cpus as u16, Ordering::Release);
         self.cpus += 1;
     }
 }

@@ -1,6 +1,15 @@
 //! The command line.
 
+mod bisect;
+mod expect;
+mod explore;
+mod fuzz;
+mod gate;
+mod generate;
+mod guests;
 mod list;
+mod merge;
+mod progress;
 mod repro;
 mod run;
 mod show;
@@ -11,9 +20,9 @@ use crate::matrix::{Matrix, Selection};
 use crate::pattern::Pattern;
 use crate::report::paint::{RED, paint};
 use crate::run::{CellRun, Engines, Setup, run_cell};
+use ::guests::MAX_CPUS;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use frontends::ApicMode;
-use guests::MAX_CPUS;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +32,9 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub struct Cli {
+    /// When to use colours: NO_COLOR and CLICOLOR_FORCE count, too
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Colour::Auto, global = true)]
+    color: Colour,
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
@@ -39,29 +51,85 @@ enum Command {
     Run(run::RunArgs),
     /// List cells without running any
     List(list::ListArgs),
-    /// Show what there is: kernels, frontends, guests, changes or regressions
+    /// Show what there is: kernels, frontends, guests, changes, regressions or expectations; and which cells are unexplained
     Show(show::ShowArgs),
     /// Run a cell and print its trace
     Trace(trace::TraceArgs),
     /// Compare two cells, or two trace files: where do they part ways?
     Diff(trace::DiffArgs),
+    /// Compare results with those of before: exit status 0 only if nothing that is supported got worse
+    Gate(Box<gate::GateArgs>),
+    /// Join the results of shards and report them as one run
+    Merge(merge::MergeArgs),
+    /// Say which expectations do not fit results, and rewrite matrix.toml to fit them
+    Expect(expect::ExpectArgs),
+    /// Print what a shell needs to complete commands
+    Completions(generate::CompletionsArgs),
+    /// Print the manual page, or write one for each command
+    Man(generate::ManArgs),
     /// Run a known regression, or any cell that is not ok, beside its good side and print where they part ways
     Repro(repro::ReproArgs),
+    /// Which change broke a frontend, and which mended it? A guest over the kernels in the order of their dates
+    Bisect(bisect::BisectArgs),
+    /// Run a cell under other schedules, and print the seeds that differ
+    Explore(explore::ExploreArgs),
+    /// Run random programs of INIT, STARTUP and other IPIs over neighbouring kernels, and shrink what differs
+    Fuzz(fuzz::FuzzArgs),
+    /// Fetch the kernels of operating systems that are guests
+    Guests(guests::GuestsArgs),
 }
+
+/// The name of the matrix in the directory of a project.
+const MATRIX_FILE: &str = "matrix.toml";
 
 /// Options of everything that knows the matrix.
 #[derive(Clone, Debug, Args)]
 struct MatrixArgs {
-    /// Use this matrix instead of the built-in one
+    /// Use this matrix; by default matrix.toml in this directory or one above it, and otherwise the built-in one
     #[arg(long, value_name = "FILE")]
     matrix: Option<PathBuf>,
 }
 
 impl MatrixArgs {
     fn load(&self) -> Result<Matrix, Failure> {
-        match &self.matrix {
-            Some(path) => Matrix::read(path).map_err(Failure::Usage),
+        match self.path() {
+            Some(path) => Matrix::read(&path).map_err(Failure::Usage),
             None => Matrix::built_in().map_err(|error| Failure::Usage(error.to_string())),
+        }
+    }
+
+    /// The file: the one that was named, or the nearest of its name at or above the working directory.
+    fn path(&self) -> Option<PathBuf> {
+        let in_reach = || {
+            let here = std::env::current_dir().ok()?;
+            here.ancestors().map(|dir| dir.join(MATRIX_FILE)).find(|path| path.is_file())
+        };
+        self.matrix.clone().or_else(in_reach)
+    }
+
+    /// What a report says about the matrix.
+    fn told(&self) -> &'static str {
+        if self.path().is_none() { ", the built-in matrix" } else { "" }
+    }
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Colour {
+    /// On a terminal
+    Auto,
+    /// Everywhere
+    Always,
+    /// Nowhere
+    Never,
+}
+
+impl Colour {
+    fn apply(self) {
+        match self {
+            Colour::Auto => {}
+            Colour::Always => anstream::ColorChoice::Always.write_global(),
+            Colour::Never => anstream::ColorChoice::Never.write_global(),
         }
     }
 }
@@ -93,15 +161,11 @@ impl CellArgs {
         Ok(Setup { matrix, engines: Engines::new(), seed: self.seed, timeout: self.timeout })
     }
 
-    /// `spinup` with the options that these were, to repeat a run: global ones stand behind the subcommand, so this is
-    /// what follows a cell's name.
+    /// The options that these were, but for the seed, to repeat a run: what follows a cell's name.
     fn repeated(&self) -> String {
         let mut options = String::new();
         if let Some(matrix) = &self.matrix.matrix {
             options.push_str(&format!(" --matrix {}", matrix.display()));
-        }
-        if self.seed != 0 {
-            options.push_str(&format!(" --seed {}", self.seed));
         }
         if let Some(timeout) = self.timeout {
             options.push_str(&format!(" --timeout {}", timeout.as_secs_f64()));
@@ -197,14 +261,31 @@ impl From<io::Error> for Failure {
 /// Runs the command line of this process; its exit status.
 #[must_use]
 pub fn main() -> u8 {
+    // Before anything else: each cell may have such a process of its own, and a command line takes a millisecond to make.
+    if std::env::args_os().skip(1).eq([crate::run::pool::WORKER]) {
+        return match crate::run::worker::work() {
+            Ok(()) => 0,
+            Err(error) => complain(&error.to_string(), 3),
+        };
+    }
     let cli = Cli::parse();
+    cli.color.apply();
     let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(args) => run::run(&args),
         Command::List(args) => list::list(&args),
         Command::Show(args) => show::show(&args),
         Command::Trace(args) => trace::trace(&args),
         Command::Diff(args) => trace::diff(&args),
+        Command::Gate(args) => gate::gate(&args),
+        Command::Merge(args) => merge::merge(&args),
+        Command::Expect(args) => expect::expect(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         Command::Repro(args) => repro::repro(&args),
+        Command::Bisect(args) => bisect::bisect(&args),
+        Command::Explore(args) => explore::explore(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Guests(args) => guests::guests(&args),
     };
     match done {
         Ok(status) => status,
@@ -281,7 +362,7 @@ mod tests {
             &["spinup", "--apic", "lapic"][..],
             &["spinup", "--engine", "qemu"],
             &["spinup", "--cpus", "0"],
-            &["spinup", "--cpus", "65"],
+            &["spinup", "--cpus", "1025"],
             &["spinup", "--shard", "3/2"],
             &["spinup", "--timeout", "0"],
             &["spinup", "--timeout", "soon"],
@@ -293,11 +374,88 @@ mod tests {
         }
     }
 
+    /// The words after `spinup` in a line of an example, as a shell would split them; `None` when the line has none.
+    fn example(line: &str) -> Option<Vec<String>> {
+        let mut words: Vec<String> = Vec::new();
+        let (mut quote, mut open) = (None, false);
+        for c in line.chars() {
+            match quote {
+                Some(end) if c == end => quote = None,
+                Some(_) => words.last_mut().expect("a quote begins a word").push(c),
+                None if c == '\'' || c == '"' => {
+                    quote = Some(c);
+                    if !open {
+                        words.push(String::new());
+                    }
+                    open = true;
+                }
+                None if c.is_whitespace() => open = false,
+                None => {
+                    if !open {
+                        words.push(String::new());
+                    }
+                    open = true;
+                    words.last_mut().expect("pushed just now").push(c);
+                }
+            }
+        }
+        let at = words.iter().position(|word| word == "spinup" || word.ends_with("/spinup"))?;
+        let command = &words[at..];
+        let end = command.iter().position(|word| ["||", "&&", ";", "|"].contains(&word.as_str()));
+        Some(command[..end.unwrap_or(command.len())].to_vec())
+    }
+
+    #[test]
+    fn the_examples_for_continuous_integration_are_command_lines() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ci");
+        let mut seen = 0;
+        for file in std::fs::read_dir(dir).expect("the examples").flatten() {
+            let text = std::fs::read_to_string(file.path()).expect("text");
+            let is_markdown = file.path().extension().is_some_and(|extension| extension == "md");
+            let lines = text.lines().filter(|line| {
+                // In Markdown, a line of a block; elsewhere, one that begins with a command.
+                let line = line.trim_start_matches(['-', ' ']).trim_start_matches("run: ");
+                let line = line.split_once("_script: ").map_or(line, |(_, command)| command);
+                line.starts_with("spinup ")
+                    || !is_markdown && (line.starts_with("./spinup ") || line.starts_with("./target/release/spinup "))
+            });
+            for line in lines {
+                // What CI puts in the place of an expression or a variable.
+                let line = line
+                    .replace("${{ matrix.shard }}", "1")
+                    .replace("$CI_NODE_INDEX", "1")
+                    .replace("$JOB_COMPLETION_INDEX", "1");
+                let words = example(&line).expect("a command of spinup");
+                seen += 1;
+                if let Err(error) = Cli::try_parse_from(&words) {
+                    panic!("{}: {line}\n{error}", file.path().display());
+                }
+            }
+        }
+        assert!(seen >= 8, "only {seen} command lines were found");
+    }
+
     #[test]
     fn help_reads_well() {
         let mut command = Cli::command().term_width(110);
         let mut help = command.render_long_help().to_string();
-        for name in ["run", "list", "show", "trace", "diff", "repro"] {
+        for name in [
+            "run",
+            "list",
+            "show",
+            "trace",
+            "diff",
+            "repro",
+            "bisect",
+            "explore",
+            "fuzz",
+            "guests",
+            "gate",
+            "merge",
+            "expect",
+            "completions",
+            "man",
+        ] {
             let subcommand = command.find_subcommand_mut(name).expect("a subcommand");
             help.push_str(&format!("\n---- {name} ----\n{}", subcommand.render_help()));
         }

@@ -3,7 +3,7 @@
 use super::{CellArgs, Failure, named_cell, print_and_exit, run_named};
 use crate::cell::Cell;
 use crate::diff::{Amount, Diff};
-use crate::report::json::write_atomically;
+use crate::report::file::write_atomically;
 use crate::report::unless_our_fault;
 use crate::run::{CellRun, Setup};
 use crate::trace::{Canonical, StoredTrace, perfetto, svg, text};
@@ -39,6 +39,8 @@ enum TraceFormat {
     Perfetto,
     /// A picture: a lane for each task and layer, arrows for causes and IPIs
     Svg,
+    /// What the guest wrote to its serial port
+    Console,
 }
 
 pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
@@ -52,6 +54,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
             TraceFormat::Jsonl => trace.write(out),
             TraceFormat::Perfetto => perfetto::write(&trace, out),
             TraceFormat::Svg => svg::write(&trace, out),
+            TraceFormat::Console => out.write_all(&run.serial),
         }
     };
     match &args.output {

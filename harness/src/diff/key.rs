@@ -37,6 +37,7 @@ pub(super) fn key(record: &Record, modes_differ: bool) -> Key {
             make("report boot".into(), mode, Decision)
         }
         Event::Report(report) => make(format!("report {report:?}"), no_answer(), Decision),
+        Event::Milestone { name, line: _ } => make(format!("milestone {name}"), no_answer(), Decision),
         Event::FirstInstruction { cs, ip } => {
             make(format!("first instruction of {vcpu}"), format!("{cs:x}:{ip:x}"), Decision)
         }

@@ -117,11 +117,19 @@ impl<'a> Diff<'a> {
         self.first.as_ref().map(|(_, divergence)| divergence)
     }
 
+    /// Where the right trace parts ways with the left, the good one, in words that do not tell which cells they are of: two
+    /// traces that part ways with the same good one in the same words do so for the same reason.
+    #[must_use]
+    pub fn signature(&self) -> Option<String> {
+        let labels = ["the good one".to_owned(), "this one".to_owned()];
+        self.first.as_ref().map(|(_, divergence)| words::sentence(&self.sides, &labels, divergence))
+    }
+
     /// Where the traces part ways, in one sentence that names both sides.
     #[must_use]
     pub fn sentence(&self) -> String {
         match (&self.first, self.differences()) {
-            (Some((_, divergence)), _) => words::sentence(&self.sides, divergence),
+            (Some((_, divergence)), _) => words::sentence(&self.sides, &self.sides.labels, divergence),
             (None, 0) => "The traces agree in every significant event.".into(),
             (None, 1) => "The traces agree in behaviour; one mechanism differs.".into(),
             (None, count) => format!("The traces agree in behaviour; {count} mechanisms differ."),

@@ -114,7 +114,7 @@ fn lazy(cell: &str) -> StoredTrace {
             let why = DropReason::NotWaitingForSipi;
             trace.emit_caused(startup, "vcpu 0", Some(0), Event::IpiDropped { mode: Startup, vector: 8, why });
             report(&mut trace, 1, GuestReport::ApOnline { apic_id: 1 });
-            report(&mut trace, 0, GuestReport::TestPassed { test: 1 });
+            report(&mut trace, 0, GuestReport::TestPassed { test: 1, apic_id: None });
             report(&mut trace, 0, GuestReport::Done { aps: 1 });
         }
     }

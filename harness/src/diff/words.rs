@@ -13,6 +13,7 @@ pub(super) fn did(record: &Record) -> String {
     };
     match &record.event {
         Event::Report(_) => format!("let the {}", describe(&record.event).replacen("guest: ", "guest report: ", 1)),
+        Event::Milestone { name, .. } => format!("let its guest come to `{name}`"),
         Event::FirstInstruction { cs, ip } => format!("let it run its first instruction at {cs:04x}:{ip:04x}"),
         Event::TripleFault => "ran it into a triple fault".into(),
         Event::Unimplemented { .. } => format!("met what {}", describe(&record.event)),
@@ -74,8 +75,8 @@ fn about(records: &[Record], at: usize) -> String {
     }
 }
 
-/// The sentence.
-pub(super) fn sentence(sides: &Sides<'_>, divergence: &Divergence) -> String {
+/// The sentence, in which the sides are called by the labels.
+pub(super) fn sentence(sides: &Sides<'_>, labels: &[String; 2], divergence: &Divergence) -> String {
     let [left, right] = [0, 1].map(|side| divergence.events[side].map(|at| &sides.records[side][at]));
     let about = (0..2)
         .find_map(|side| divergence.events[side].map(|at| about(sides.records[side], at)))
@@ -85,7 +86,7 @@ pub(super) fn sentence(sides: &Sides<'_>, divergence: &Divergence) -> String {
         None => String::new(),
     };
     let part = |side: usize, record: Option<&Record>| {
-        let label = &sides.labels[side];
+        let label = &labels[side];
         match (record, divergence.next[side]) {
             (Some(record), _) => format!("{label} {}{}", did(record), consequence(side)),
             (None, Some(next)) => format!("{label} did not, and {}", did(&sides.records[side][next])),

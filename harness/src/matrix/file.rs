@@ -1,5 +1,6 @@
 //! matrix.toml as it is written: the tables and keys, and where in the file something is wrong.
 
+use super::bound::Bound;
 use crate::pattern::Pattern;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use std::fmt;
@@ -62,6 +63,20 @@ impl Source<'_> {
         })
     }
 
+    /// Reads the tables of kernels and guests alone.
+    pub(super) fn parse_kernels_and_guests(&self) -> Result<(Vec<KernelTable>, Vec<GuestTable>), ConfigError> {
+        #[derive(serde::Deserialize)]
+        struct Parts {
+            #[serde(default)]
+            kernel: Vec<KernelTable>,
+            #[serde(default)]
+            guest: Vec<GuestTable>,
+        }
+        let Parts { kernel, guest } =
+            toml::from_str(self.text).map_err(|error| self.toml_error(&error, String::new()))?;
+        Ok((kernel, guest))
+    }
+
     fn toml_error(&self, error: &toml::de::Error, key: String) -> ConfigError {
         self.error(error.span().unwrap_or_default(), &key, error.message().trim_end())
     }
@@ -108,6 +123,44 @@ impl<'de> Deserialize<'de> for Pattern {
     }
 }
 
+/// A condition on the number of vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CpusPattern {
+    /// A number that is in.
+    Exactly(u16),
+    /// `"!4"`: a number that is kept out.
+    Not(u16),
+    /// `">= 17"`.
+    Within(Bound),
+}
+
+impl<'de> Deserialize<'de> for CpusPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<CpusPattern, D::Error> {
+        struct OneCondition;
+
+        impl Visitor<'_> for OneCondition {
+            type Value = CpusPattern;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of vCPUs, or a condition such as \">= 17\" or \"!4\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<CpusPattern, E> {
+                u16::try_from(value)
+                    .map(CpusPattern::Exactly)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<CpusPattern, E> {
+                let not = value.strip_prefix('!').and_then(|number| number.trim().parse().ok()).map(CpusPattern::Not);
+                not.or_else(|| value.parse().ok().map(CpusPattern::Within))
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(value), &self))
+            }
+        }
+        deserializer.deserialize_any(OneCondition)
+    }
+}
+
 /// The whole file.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,6 +170,8 @@ pub(super) struct File {
     #[serde(default)]
     pub kernel: Vec<KernelTable>,
     #[serde(default)]
+    pub guest: Vec<GuestTable>,
+    #[serde(default)]
     pub include: Vec<Spanned<CellsTable>>,
     #[serde(default)]
     pub exclude: Vec<Spanned<CellsTable>>,
@@ -124,6 +179,12 @@ pub(super) struct File {
     pub expect: Vec<Spanned<ExpectTable>>,
     #[serde(default)]
     pub regression: Vec<RegressionTable>,
+    #[serde(default)]
+    pub uncovered: Vec<UncoveredTable>,
+    #[serde(default)]
+    pub race: Vec<Spanned<RaceTable>>,
+    #[serde(default)]
+    pub support: Vec<Spanned<SupportTable>>,
 }
 
 /// `[axes]`: the cells are the product of these.
@@ -139,7 +200,7 @@ pub(super) struct AxesTable {
 }
 
 /// `[limits]`: how long a cell may take.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitsTable {
     pub soft: LimitTable,
@@ -167,8 +228,34 @@ pub(super) struct KernelTable {
     pub about: String,
 }
 
+/// `[[guest]]`: an operating system.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuestTable {
+    pub name: Spanned<String>,
+    pub about: String,
+    /// A package that `spinup guests fetch` fetches, or a path.
+    pub kernel: Spanned<String>,
+    /// An initial RAM disk that spinup makes, or a path.
+    pub initrd: Option<Spanned<String>>,
+    pub cmdline: String,
+    pub memory_mib: Spanned<u32>,
+    pub protocol: Option<Spanned<String>>,
+    pub limits: LimitsTable,
+    #[serde(default)]
+    pub milestones: Vec<MilestoneTable>,
+}
+
+/// A line of a guest's console.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MilestoneTable {
+    pub name: String,
+    pub line: Pattern,
+}
+
 /// Which cells: the table of `[[include]]`, `[[exclude]]` and of `match` in `[[expect]]`. A key left out stands for every
-/// value; names may be globs.
+/// value; names may be globs, and `!` before one keeps it out.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CellsTable {
@@ -176,20 +263,30 @@ pub(super) struct CellsTable {
     pub kernel: Option<Spanned<OneOrMany<Pattern>>>,
     pub guest: Option<Spanned<OneOrMany<Pattern>>>,
     pub apic: Option<Spanned<OneOrMany<Pattern>>>,
-    pub cpus: Option<Spanned<OneOrMany<u16>>>,
+    pub cpus: Option<Spanned<OneOrMany<CpusPattern>>>,
     pub engine: Option<Spanned<OneOrMany<Pattern>>>,
 }
 
-/// `[[expect]]`: what becomes of some cells, and why.
+/// `[[expect]]`: what becomes of some cells, or what bounds are put on them, and why.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExpectTable {
     #[serde(rename = "match")]
     pub cells: Spanned<CellsTable>,
-    pub outcome: Spanned<String>,
+    pub outcome: Option<Spanned<String>>,
+    pub parked_exits_per_s: Option<Spanned<String>>,
     pub reason: String,
     #[serde(rename = "ref")]
     pub reference: String,
+}
+
+/// `[[uncovered]]`: something declared that no cell exercises, and why.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UncoveredTable {
+    pub what: Spanned<String>,
+    pub name: Spanned<String>,
+    pub reason: Spanned<String>,
 }
 
 /// `[[regression]]`: a cell that shows a known fault, beside one that does not.
@@ -202,4 +299,26 @@ pub(super) struct RegressionTable {
     pub good: Spanned<String>,
     #[serde(rename = "ref")]
     pub reference: String,
+}
+
+/// `[[race]]`: cells on `kvm` that are known to end in more than one way.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RaceTable {
+    #[serde(rename = "match")]
+    pub cells: Spanned<CellsTable>,
+    pub outcomes: Spanned<Vec<String>>,
+    pub reason: String,
+    #[serde(rename = "ref")]
+    pub reference: Spanned<String>,
+}
+
+/// `[[support]]`: pairings that matter to a release.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SupportTable {
+    #[serde(rename = "match")]
+    pub cells: Spanned<CellsTable>,
+    pub until: Option<Spanned<toml::value::Datetime>>,
+    pub reason: String,
 }

@@ -1,24 +1,41 @@
 //! The matrix: which cells there are, what is expected of each, and which regressions are known. It is written in
 //! matrix.toml, of which a copy is built in.
 
+mod bound;
+mod cells;
+pub mod edit;
 mod file;
+mod guest;
+mod kernels;
+mod names;
+mod policy;
+mod rules;
 pub mod verdict;
 
+pub use bound::{Bound, BoundError};
 pub use file::ConfigError;
+pub use guest::{Milestone, OsGuest};
+pub use policy::{Date, Supported};
 
 use crate::catalog;
 use crate::cell::{Cell, EngineKind, is_name};
 use crate::outcome::OutcomeKind;
-use crate::pattern::{Pattern, did_you_mean, nearest};
-use file::{CellsTable, KernelTable, LimitTable, LimitsTable, OneOrMany, RegressionTable, Source};
+use crate::pattern::{NameSet, Pattern, did_you_mean};
+use cells::CellMatch;
+use file::{GuestTable, LimitTable, LimitsTable, RegressionTable, Source};
 use frontends::ApicMode;
-use guests::MAX_CPUS;
-use std::collections::BTreeSet;
-use std::ops::Range;
+use kernels::Kernels;
+use names::{Names, check_cpus};
+use policy::Policy;
+use rules::{Rule, Rules};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use toml::Spanned;
-use vmm::history::{CHANGES, KernelVersion, VersionError};
+use verdict::Verdict;
+use vmm::history::{Change, KernelVersion};
 
 /// The text of the matrix that is built in.
 const DEFAULT: &str = include_str!("../../../matrix.toml");
@@ -35,6 +52,45 @@ pub struct Expectation {
     pub reason: Option<String>,
     /// Where that is written.
     pub reference: Option<String>,
+    /// The bound on the exits per second of a parked vCPU, when one is put.
+    pub parked_exits_per_s: Option<Bound>,
+}
+
+impl Expectation {
+    /// What to think of an outcome, and of what was measured.
+    #[must_use]
+    pub fn verdict(&self, observed: OutcomeKind, parked_exits_per_s: Option<f64>) -> Verdict {
+        match Verdict::of(self.outcome, observed) {
+            Verdict::Pass | Verdict::Xfail if self.violation(parked_exits_per_s).is_some() => Verdict::Fail,
+            verdict => verdict,
+        }
+    }
+
+    /// Which bound is not kept, in words. What was not measured keeps every bound.
+    #[must_use]
+    pub fn violation(&self, parked_exits_per_s: Option<f64>) -> Option<String> {
+        let (bound, rate) = (self.parked_exits_per_s?, parked_exits_per_s?);
+        (!bound.holds(rate)).then(|| format!("a parked vCPU left the kernel {rate:.0} times a second, not {bound}"))
+    }
+}
+
+/// An `[[expect]]` of the matrix, and how it fares with the matrix's cells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleUse {
+    /// The line of its `match`, from 1.
+    pub line: usize,
+    /// Its `match` as it is written.
+    pub cells: String,
+    /// The outcome that it expects, if it says so.
+    pub outcome: Option<OutcomeKind>,
+    /// The bound that it puts on the exits of parked vCPUs, if it does.
+    pub parked_exits_per_s: Option<Bound>,
+    /// Why.
+    pub reason: String,
+    /// How many cells it matches.
+    pub matches: usize,
+    /// Of how many it decides what is expected: it is the most specific that says so.
+    pub decides: usize,
 }
 
 /// A known regression.
@@ -50,6 +106,17 @@ pub struct Regression {
     pub good: Cell,
     /// Where it is written about.
     pub reference: String,
+}
+
+/// Something declared that no cell exercises, with a reason: an exception from the coverage check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uncovered {
+    /// `kernel`, `frontend`, `guest` or `change`.
+    pub what: String,
+    /// Its name.
+    pub name: String,
+    /// Why no cell exercises it, and what does.
+    pub reason: String,
 }
 
 /// Values for the axes that a command line puts in place of the matrix's own, and filters over the cells that result. An
@@ -85,6 +152,9 @@ pub enum SelectError {
         /// The nearest name, as a question.
         hint: String,
     },
+    /// A name that makes nothing of what it begins with: why, and what there is a list of.
+    #[error("{0}; `spinup show {1}s` lists them")]
+    Made(String, &'static str),
     /// A filter that no cell passes.
     #[error(
         "no cell matches `{filter}`{hint}; `spinup list` lists the cells, and --kernel, --frontend, --guest, --apic, --cpus and --engine add others"
@@ -134,45 +204,6 @@ impl Axes {
     }
 }
 
-/// A set of cells by their parts; a part left out is any.
-#[derive(Clone, Debug, Default)]
-struct CellMatch {
-    frontend: Option<Vec<Pattern>>,
-    kernel: Option<Vec<Pattern>>,
-    guest: Option<Vec<Pattern>>,
-    apic: Option<Vec<Pattern>>,
-    cpus: Option<Vec<u16>>,
-    engine: Option<Vec<Pattern>>,
-}
-
-impl CellMatch {
-    fn matches(&self, cell: &Cell) -> bool {
-        let any = |patterns: &Option<Vec<Pattern>>, name: &str| {
-            patterns.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(name)))
-        };
-        any(&self.frontend, &cell.frontend)
-            && any(&self.kernel, &cell.kernel)
-            && any(&self.guest, &cell.guest)
-            && any(&self.apic, cell.apic.name())
-            && any(&self.engine, cell.engine.name())
-            && self.cpus.as_ref().is_none_or(|cpus| cpus.contains(&cell.cpus))
-    }
-
-    /// How many parts are given: the more, the more specific.
-    fn specificity(&self) -> usize {
-        let CellMatch { frontend, kernel, guest, apic, cpus, engine } = self;
-        [frontend, kernel, guest, apic, engine].into_iter().filter(|part| part.is_some()).count()
-            + usize::from(cpus.is_some())
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Rule {
-    cells: CellMatch,
-    expectation: Expectation,
-    span: Range<usize>,
-}
-
 /// How long cells may take.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
@@ -185,11 +216,58 @@ struct Limits {
 pub struct Matrix {
     axes: Axes,
     limits: Limits,
-    kernels: Vec<KernelVersion>,
+    kernels: Kernels,
+    names: Names,
+    os_guests: Vec<OsGuest>,
     includes: Vec<CellMatch>,
     excludes: Vec<CellMatch>,
-    rules: Vec<Rule>,
+    /// Every cell of the matrix.
+    configured: Vec<Cell>,
+    rules: Rules,
     regressions: Vec<Regression>,
+    uncovered: Vec<Uncovered>,
+    policy: Policy,
+    source: Arc<MatrixSource>,
+}
+
+/// A matrix as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MatrixSource {
+    /// What errors call it.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+/// The kernels and the operating systems of a matrix, for whoever needs nothing else of it: reading them does not take long.
+#[derive(Clone, Debug)]
+pub struct KernelSet {
+    kernels: Kernels,
+    os_guests: Vec<OsGuest>,
+}
+
+impl KernelSet {
+    /// The kernels and the operating systems of a matrix in a text.
+    ///
+    /// # Errors
+    /// As [`Matrix::parse`], as far as it concerns them.
+    pub fn parse(source: &MatrixSource) -> Result<KernelSet, ConfigError> {
+        let source = Source { name: &source.name, text: &source.text };
+        let (kernels, guests) = source.parse_kernels_and_guests()?;
+        Ok(KernelSet { kernels: Kernels::new(source, &kernels)?, os_guests: os_guests(source, &guests)? })
+    }
+
+    /// The kernel with this name, or the one that the name makes.
+    #[must_use]
+    pub fn kernel(&self, name: &str) -> Option<KernelVersion> {
+        self.kernels.resolve(name).ok()
+    }
+
+    /// The operating system with this name.
+    #[must_use]
+    pub fn os_guest(&self, name: &str) -> Option<&OsGuest> {
+        self.os_guests.iter().find(|guest| guest.name == name)
+    }
 }
 
 impl Matrix {
@@ -218,92 +296,144 @@ impl Matrix {
     pub fn parse(name: &str, text: &str) -> Result<Matrix, ConfigError> {
         let source = Source { name, text };
         let file = source.parse()?;
-        let kernels = known_kernels(source, &file.kernel)?;
-        let names = Names::new(&kernels);
+        let mut kernels = Kernels::new(source, &file.kernel)?;
+        let os_guests = os_guests(source, &file.guest)?;
+        let mut names = Names::new(&kernels, &os_guests);
         let axes = Axes {
-            kernels: axis(source, "axes.kernels", &file.axes.kernels, |name| names.check_kernel(name))?,
+            kernels: axis(source, "axes.kernels", &file.axes.kernels, |name| names.check_kernel(&kernels, name))?,
             frontends: axis(source, "axes.frontends", &file.axes.frontends, |name| names.check_frontend(name))?,
             guests: axis(source, "axes.guests", &file.axes.guests, |name| names.check_guest(name))?,
             apic: axis(source, "axes.apic", &file.axes.apic, |name| apic_named(name))?,
             cpus: axis(source, "axes.cpus", &file.axes.cpus, check_cpus)?,
             engines: axis(source, "axes.engines", &file.axes.engines, |name| engine_named(name))?,
         };
+        for kernel in &axes.kernels {
+            kernels.add(kernel);
+            names.kernels.add(kernel.clone());
+        }
+        axes.frontends.iter().for_each(|frontend| names.frontends.add(frontend.clone()));
+        axes.guests.iter().for_each(|guest| names.guests.add(guest.clone()));
+        let configured = axes.product().collect();
         let LimitsTable { soft, kvm } = file.limits;
         let mut matrix = Matrix {
             axes,
             limits: Limits { soft, kvm },
-            kernels: kernels.clone(),
+            kernels,
+            names,
+            os_guests,
             includes: Vec::new(),
             excludes: Vec::new(),
-            rules: Vec::new(),
+            configured,
+            rules: Rules::default(),
             regressions: Vec::new(),
+            uncovered: Vec::new(),
+            policy: Policy::default(),
+            source: Arc::new(MatrixSource { name: name.to_owned(), text: text.to_owned() }),
         };
-        for table in &file.include {
-            let include = names.cell_match(source, "include", table.get_ref())?;
-            let there = matrix.configured();
-            if matrix.included(&include, &matrix.axes.engines).iter().all(|cell| there.contains(cell)) {
-                return Err(source.error(table.span(), "include", "adds no cell to the matrix; take it out"));
-            }
-            matrix.includes.push(include);
-        }
+        matrix.add_includes(source, &file.include)?;
         for table in &file.exclude {
-            let exclude = names.cell_match(source, "exclude", table.get_ref())?;
-            if !matrix.configured().iter().any(|cell| exclude.matches(cell)) {
+            let exclude = matrix.names.cell_match(source, "exclude", table.get_ref(), &mut matrix.kernels)?;
+            let before = matrix.configured.len();
+            matrix.configured.retain(|cell| !exclude.matches(cell));
+            if matrix.configured.len() == before {
                 return Err(source.error(table.span(), "exclude", "matches no cell of the matrix; take it out"));
             }
             matrix.excludes.push(exclude);
         }
-        for table in &file.expect {
-            matrix.add_rule(source, &names, table)?;
-        }
-        matrix.check_rules(source)?;
+        matrix.add_rules(source, &file.expect)?;
+        let tables = (&file.race[..], &file.support[..]);
+        matrix.policy = Policy::new(source, &mut matrix.names, &mut matrix.kernels, &matrix.configured, tables)?;
         for table in file.regression {
-            let cell = |key: &str, text: &Spanned<String>| {
-                let cell: Cell = text
-                    .get_ref()
-                    .parse()
-                    .map_err(|error: crate::cell::CellNameError| source.error(text.span(), key, error.to_string()))?;
-                names.check_cell(&cell).map_err(|message| source.error(text.span(), key, message))?;
-                Ok(cell)
-            };
-            let bad = cell("regression.bad", &table.bad)?;
-            let good = cell("regression.good", &table.good)?;
-            let id = table.id.get_ref();
-            if !is_name(id) || matrix.regression(id).is_some() {
-                return Err(source.error(
-                    table.id.span(),
-                    "regression.id",
-                    format!("`{id}` is no name, or another regression has it"),
-                ));
-            }
-            let RegressionTable { about, reference, .. } = table;
-            matrix.regressions.push(Regression { id: id.clone(), about, bad, good, reference });
+            matrix.add_regression(source, table)?;
+        }
+        for table in &file.uncovered {
+            matrix.add_uncovered(source, table)?;
         }
         Ok(matrix)
     }
 
-    fn add_rule(
-        &mut self,
-        source: Source<'_>,
-        names: &Names<'_>,
-        table: &Spanned<file::ExpectTable>,
-    ) -> Result<(), ConfigError> {
-        let expect = table.get_ref();
-        let outcome = expect.outcome.get_ref().parse().map_err(|error: crate::outcome::OutcomeNameError| {
-            source.error(expect.outcome.span(), "expect.outcome", error.to_string())
-        })?;
-        let cells = names.cell_match(source, "expect.match", expect.cells.get_ref())?;
-        let expectation =
-            Expectation { outcome, reason: Some(expect.reason.clone()), reference: Some(expect.reference.clone()) };
-        self.rules.push(Rule { cells, expectation, span: expect.cells.span() });
+    /// Whether the matrix has something that its cells need and nobody knows without it: a kernel that is none that has its
+    /// name otherwise, or an operating system.
+    #[must_use]
+    pub fn has_own_parts(&self) -> bool {
+        let named = Kernels::named();
+        let own = |kernel: &KernelVersion| named.resolve(&kernel.name).as_ref() != Ok(kernel);
+        !self.os_guests.is_empty() || self.kernels().iter().any(own)
+    }
+
+    /// The matrix as it is written.
+    #[must_use]
+    pub fn source(&self) -> &MatrixSource {
+        &self.source
+    }
+
+    fn add_includes(&mut self, source: Source<'_>, tables: &[Spanned<file::CellsTable>]) -> Result<(), ConfigError> {
+        let mut there: HashSet<Cell> =
+            if tables.is_empty() { HashSet::new() } else { self.configured.iter().cloned().collect() };
+        for table in tables {
+            let include = self.names.cell_match(source, "include", table.get_ref(), &mut self.kernels)?;
+            if let Some(cpus) = &include.cpus
+                && cpus.numbers().is_none()
+            {
+                let span = table.get_ref().cpus.as_ref().map_or(table.span(), Spanned::span);
+                return Err(source.error(span, "include.cpus", "an [[include]] needs numbers, not conditions"));
+            }
+            let before = self.configured.len();
+            for cell in self.included(&include, &self.axes.engines) {
+                if there.insert(cell.clone()) {
+                    self.configured.push(cell);
+                }
+            }
+            if self.configured.len() == before {
+                return Err(source.error(table.span(), "include", "adds no cell to the matrix; take it out"));
+            }
+            self.includes.push(include);
+        }
         Ok(())
     }
 
-    /// Every rule matches a cell, and no cell is torn between two rules.
-    fn check_rules(&self, source: Source<'_>) -> Result<(), ConfigError> {
-        let cells = self.configured();
-        for rule in &self.rules {
-            if !cells.iter().any(|cell| rule.cells.matches(cell)) {
+    fn add_rules(&mut self, source: Source<'_>, tables: &[Spanned<file::ExpectTable>]) -> Result<(), ConfigError> {
+        let mut rules = Vec::with_capacity(tables.len());
+        for table in tables {
+            let expect = table.get_ref();
+            let outcome = expect
+                .outcome
+                .as_ref()
+                .map(|outcome| {
+                    outcome.get_ref().parse().map_err(|error: crate::outcome::OutcomeNameError| {
+                        source.error(outcome.span(), "expect.outcome", error.to_string())
+                    })
+                })
+                .transpose()?;
+            let parked_exits_per_s = expect
+                .parked_exits_per_s
+                .as_ref()
+                .map(|bound| {
+                    bound.get_ref().parse().map_err(|error: bound::BoundError| {
+                        source.error(bound.span(), "expect.parked_exits_per_s", error.to_string())
+                    })
+                })
+                .transpose()?;
+            if outcome.is_none() && parked_exits_per_s.is_none() {
+                let message = "says nothing: give it an `outcome`, or `parked_exits_per_s`";
+                return Err(source.error(table.span(), "expect", message));
+            }
+            let cells = self.names.cell_match(source, "expect.match", expect.cells.get_ref(), &mut self.kernels)?;
+            let span = expect.cells.span();
+            rules.push(Rule {
+                cells,
+                outcome,
+                parked_exits_per_s,
+                reason: expect.reason.clone(),
+                reference: expect.reference.clone(),
+                line: source.position(span.start).0,
+                text: source.text[span.clone()].to_owned(),
+                span,
+            });
+        }
+        self.rules = Rules::new(rules, &self.names);
+        for (rule, used) in self.rules.uses(&self.names, &self.configured) {
+            if used.matches == 0 {
                 return Err(source.error(
                     rule.span.clone(),
                     "expect.match",
@@ -311,53 +441,128 @@ impl Matrix {
                 ));
             }
         }
-        for cell in &cells {
-            let best = self.best_rules(cell);
-            let Some(first) = best.first() else { continue };
-            let Some(other) = best.iter().find(|rule| rule.expectation.outcome != first.expectation.outcome) else {
-                continue;
-            };
-            let (line, _) = source.position(first.span.start);
-            return Err(source.error(
-                other.span.clone(),
-                "expect.match",
-                format!(
-                    "expects {} of {cell}, but the expectation in line {line}, with as many keys, expects {}; \
-                     add a key to one of them",
-                    other.expectation.outcome, first.expectation.outcome
-                ),
-            ));
-        }
         Ok(())
     }
 
-    /// The most specific rules for a cell, in the order of the file.
-    fn best_rules(&self, cell: &Cell) -> Vec<&Rule> {
-        let mut best: Vec<&Rule> = self.rules.iter().filter(|rule| rule.cells.matches(cell)).collect();
-        let most = best.iter().map(|rule| rule.cells.specificity()).max();
-        best.retain(|rule| Some(rule.cells.specificity()) == most);
-        best
+    fn add_regression(&mut self, source: Source<'_>, table: RegressionTable) -> Result<(), ConfigError> {
+        let cell = |key: &str, text: &Spanned<String>| {
+            let cell: Cell = text
+                .get_ref()
+                .parse()
+                .map_err(|error: crate::cell::CellNameError| source.error(text.span(), key, error.to_string()))?;
+            self.check_cell(&cell).map_err(|message| source.error(text.span(), key, message))?;
+            Ok(cell)
+        };
+        let bad = cell("regression.bad", &table.bad)?;
+        let good = cell("regression.good", &table.good)?;
+        let id = table.id.get_ref();
+        if !is_name(id) || self.regression(id).is_some() {
+            return Err(source.error(
+                table.id.span(),
+                "regression.id",
+                format!("`{id}` is no name, or another regression has it"),
+            ));
+        }
+        let RegressionTable { about, reference, .. } = table;
+        self.regressions.push(Regression { id: id.clone(), about, bad, good, reference });
+        Ok(())
+    }
+
+    fn add_uncovered(&mut self, source: Source<'_>, table: &file::UncoveredTable) -> Result<(), ConfigError> {
+        let (what, name, reason) = (table.what.get_ref(), table.name.get_ref(), table.reason.get_ref());
+        let exists = match what.as_str() {
+            "kernel" => self.names.kernels.number(name).is_some(),
+            "frontend" => self.names.check_frontend(name).is_ok(),
+            "guest" => self.names.guests.number(name).is_some(),
+            "change" => Change::named(name).is_some(),
+            _ => {
+                let message = format!("`{what}` is none of kernel, frontend, guest and change");
+                return Err(source.error(table.what.span(), "uncovered.what", message));
+            }
+        };
+        if !exists {
+            return Err(source.error(table.name.span(), "uncovered.name", format!("no {what} is named `{name}`")));
+        }
+        if reason.trim().is_empty() {
+            return Err(source.error(table.reason.span(), "uncovered.reason", "an exception needs a reason"));
+        }
+        self.uncovered.push(Uncovered { what: what.clone(), name: name.clone(), reason: reason.clone() });
+        Ok(())
+    }
+
+    /// What is declared and knowingly not exercised by any cell.
+    #[must_use]
+    pub fn uncovered(&self) -> &[Uncovered] {
+        &self.uncovered
     }
 
     /// What is expected of a cell: what the most specific expectation says, and otherwise that it is ok.
     #[must_use]
     pub fn expectation(&self, cell: &Cell) -> Expectation {
-        match self.best_rules(cell).first() {
-            Some(rule) => rule.expectation.clone(),
-            None => Expectation { outcome: OutcomeKind::Ok, reason: None, reference: None },
+        let parked = self.rules.deciding(&self.names, cell, |rule| rule.parked_exits_per_s);
+        let outcome = self.rules.deciding(&self.names, cell, |rule| rule.outcome);
+        // The reason is that of the outcome; where only a bound is put, that of the bound.
+        let rule = outcome.map(|(_, rule)| rule).or(parked.map(|(_, rule)| rule));
+        Expectation {
+            outcome: outcome.map_or(OutcomeKind::Ok, |(outcome, _)| outcome),
+            reason: rule.map(|rule| rule.reason.clone()),
+            reference: rule.map(|rule| rule.reference.clone()),
+            parked_exits_per_s: parked.map(|(bound, _)| bound),
         }
     }
 
-    /// Every kernel: the named ones, oldest first, then the what-ifs of the matrix.
+    /// Each expectation of the matrix in the order of the file, and how it fares with the matrix's cells. One that decides
+    /// no cell is dead: others, more specific, say something else everywhere.
     #[must_use]
-    pub fn kernels(&self) -> &[KernelVersion] {
-        &self.kernels
+    pub fn rule_uses(&self) -> Vec<RuleUse> {
+        let uses = self.rules.uses(&self.names, &self.configured);
+        uses.into_iter()
+            .map(|(rule, used)| RuleUse {
+                line: rule.line,
+                cells: rule.text.clone(),
+                outcome: rule.outcome,
+                parked_exits_per_s: rule.parked_exits_per_s,
+                reason: rule.reason.clone(),
+                matches: used.matches,
+                decides: used.decides,
+            })
+            .collect()
     }
 
-    /// The kernel with this name.
+    /// Why several outcomes of a cell are no news: they are those of a race that the matrix knows of.
     #[must_use]
-    pub fn kernel(&self, name: &str) -> Option<&KernelVersion> {
-        self.kernels.iter().find(|kernel| &*kernel.name == name)
+    pub fn known_race(&self, cell: &Cell, outcomes: &[OutcomeKind]) -> Option<&str> {
+        self.policy.known_race(cell, outcomes)
+    }
+
+    /// Whether a cell matters to a release on that day: all do when the matrix says of none.
+    #[must_use]
+    pub fn supported(&self, cell: &Cell, today: Date) -> Supported {
+        self.policy.supported(cell, today)
+    }
+
+    /// Every kernel that has a name: the named ones, oldest first, then the what-ifs of the matrix.
+    #[must_use]
+    pub fn kernels(&self) -> &[KernelVersion] {
+        self.kernels.list()
+    }
+
+    /// The kernel with this name, or the one that the name makes from another (`fbsd-13.2-exit-mask`).
+    #[must_use]
+    pub fn kernel(&self, name: &str) -> Option<KernelVersion> {
+        self.kernels.resolve(name).ok()
+    }
+
+    /// The operating systems that this matrix describes.
+    #[must_use]
+    pub fn os_guests(&self) -> &[OsGuest] {
+        &self.os_guests
+    }
+
+    /// The operating system with this name.
+    #[must_use]
+    pub fn os_guest(&self, name: &str) -> Option<&OsGuest> {
+        self.os_guests.iter().find(|guest| guest.name == name)
     }
 
     /// The known regressions.
@@ -375,9 +580,13 @@ impl Matrix {
     /// How long a cell may take: in virtual time on `soft`, in real time on `kvm`.
     #[must_use]
     pub fn limit(&self, cell: &Cell) -> Duration {
+        let Limits { soft, kvm } = match self.os_guest(&cell.guest) {
+            Some(guest) => Limits { soft: guest.soft, kvm: guest.kvm },
+            None => self.limits,
+        };
         let LimitTable { base_ms, per_cpu_ms } = match cell.engine {
-            EngineKind::Soft => self.limits.soft,
-            EngineKind::Kvm => self.limits.kvm,
+            EngineKind::Soft => soft,
+            EngineKind::Kvm => kvm,
         };
         Duration::from_millis(u64::from(base_ms) + u64::from(per_cpu_ms) * u64::from(cell.cpus))
     }
@@ -393,13 +602,13 @@ impl Matrix {
     /// # Errors
     /// A sentence with the name that does not and the nearest that does, or with the number of vCPUs that would do.
     pub fn check_cell(&self, cell: &Cell) -> Result<(), String> {
-        Names::new(&self.kernels).check_cell(cell)
+        self.names.check_cell(&self.kernels, cell)
     }
 
     /// Every cell of the matrix: the product of its axes, what it includes, without what it excludes.
     #[must_use]
     pub fn configured(&self) -> Vec<Cell> {
-        self.cells(&self.axes, |_| true)
+        self.configured.clone()
     }
 
     /// The cells that a selection leaves, in the order of the axes.
@@ -407,14 +616,29 @@ impl Matrix {
     /// # Errors
     /// When a name is unknown or nothing is left.
     pub fn select(&self, selection: &Selection) -> Result<Vec<Cell>, SelectError> {
-        let kernels: Vec<&str> = self.kernels.iter().map(|kernel| &*kernel.name).collect();
-        let frontends: Vec<&str> = catalog::frontends().iter().map(|part| part.name).collect();
-        let guests: Vec<&str> = catalog::guests().iter().map(|part| part.name).collect();
         let Selection { apic, cpus, engines, filters, .. } = selection;
+        let made_kernel = |name: &str| match self.kernels.resolve(name) {
+            Ok(_) => Ok(true),
+            Err(Some(why)) => Err(SelectError::Made(why, "change")),
+            Err(None) => Ok(false),
+        };
+        // Only a name that begins as one there is, and goes on, is one that was to be made.
+        let is_made = |name: &str| name.contains('+');
+        let made_frontend = |name: &str| match self.names.check_frontend(name) {
+            Ok(_) => Ok(true),
+            Err(why) if is_made(name) => Err(SelectError::Made(why, "frontend")),
+            Err(_) => Ok(false),
+        };
+        let made_guest = |name: &str| match self.names.check_guest(name) {
+            Ok(_) => Ok(true),
+            Err(why) if is_made(name) => Err(SelectError::Made(why, "guest")),
+            Err(_) => Ok(false),
+        };
+        let Names { kernels, frontends, guests } = &self.names;
         let axes = Axes {
-            kernels: chosen("kernel", &selection.kernels, &kernels, &self.axes.kernels)?,
-            frontends: chosen("frontend", &selection.frontends, &frontends, &self.axes.frontends)?,
-            guests: chosen("guest", &selection.guests, &guests, &self.axes.guests)?,
+            kernels: chosen("kernel", &selection.kernels, &kernels.list, &self.axes.kernels, made_kernel)?,
+            frontends: chosen("frontend", &selection.frontends, &frontends.list, &self.axes.frontends, made_frontend)?,
+            guests: chosen("guest", &selection.guests, &guests.list, &self.axes.guests, made_guest)?,
             apic: if apic.is_empty() { self.axes.apic.clone() } else { apic.clone() },
             cpus: if cpus.is_empty() { self.axes.cpus.clone() } else { cpus.clone() },
             engines: if engines.is_empty() { self.axes.engines.clone() } else { engines.clone() },
@@ -432,6 +656,9 @@ impl Matrix {
         if cells.is_empty() {
             return Err(SelectError::AllExcluded);
         }
+        if filters.is_empty() {
+            return Ok(cells);
+        }
         let mut names: Vec<String> = cells.iter().map(Cell::to_string).collect();
         // A cell that is named in full needs no axis to be on.
         for filter in filters {
@@ -444,132 +671,98 @@ impl Matrix {
             }
         }
         if let Some(idle) = filters.iter().find(|filter| !names.iter().any(|name| filter.selects(name))) {
-            let words = names.iter().map(String::as_str).chain(frontends).chain(kernels).chain(guests);
+            let parts = [frontends, kernels, guests].into_iter().flat_map(|part| &part.list);
+            let words = names.iter().chain(parts).map(String::as_str);
             return Err(SelectError::NoCell { filter: idle.to_string(), hint: did_you_mean(idle.as_str(), words) });
         }
-        let kept = |name: &String| filters.is_empty() || filters.iter().any(|filter| filter.selects(name));
+        let kept = |name: &String| filters.iter().any(|filter| filter.selects(name));
         Ok(cells.into_iter().zip(&names).filter(|(_, name)| kept(name)).map(|(cell, _)| cell).collect())
     }
 
     fn cells(&self, axes: &Axes, asked_for: impl Fn(&Cell) -> bool) -> Vec<Cell> {
-        let mut seen = BTreeSet::new();
         let included = self.includes.iter().flat_map(|include| self.included(include, &axes.engines));
-        axes.product()
+        let mut cells: Vec<Cell> = axes
+            .product()
             .chain(included.filter(|cell| asked_for(cell)))
             .filter(|cell| !self.excludes.iter().any(|exclude| exclude.matches(cell)))
-            .filter(|cell| seen.insert(cell.clone()))
-            .collect()
+            .collect();
+        let first: Vec<bool> = {
+            let mut seen = HashSet::with_capacity(cells.len());
+            cells.iter().map(|cell| seen.insert(cell)).collect()
+        };
+        let mut first = first.into_iter();
+        cells.retain(|_| first.next().unwrap_or(false));
+        cells
     }
 
     /// The cells of an `[[include]]`: for each part what matches it among everything known, or the axis.
     fn included(&self, include: &CellMatch, engines: &[EngineKind]) -> Vec<Cell> {
-        fn all<'a>(
-            patterns: &Option<Vec<Pattern>>,
-            known: impl Iterator<Item = &'a str>,
-            axis: &[String],
-        ) -> Vec<String> {
-            match patterns {
+        fn all(names: &Option<NameSet>, known: &[String], axis: &[String]) -> Vec<String> {
+            match names {
                 None => axis.to_vec(),
-                Some(patterns) => known
-                    .filter(|name| patterns.iter().any(|pattern| pattern.matches(name)))
-                    .map(str::to_owned)
-                    .collect(),
+                Some(names) if names.only_excludes() => {
+                    axis.iter().filter(|name| names.contains(name)).cloned().collect()
+                }
+                Some(names) => known.iter().filter(|name| names.contains(name)).cloned().collect(),
             }
         }
-        let (frontends, guests) = (catalog::frontends(), catalog::guests());
         let axes = Axes {
-            kernels: all(&include.kernel, self.kernels.iter().map(|kernel| &*kernel.name), &self.axes.kernels),
-            frontends: all(&include.frontend, frontends.iter().map(|part| part.name), &self.axes.frontends),
-            guests: all(&include.guest, guests.iter().map(|part| part.name), &self.axes.guests),
+            kernels: all(&include.kernel, &self.names.kernels.list, &self.axes.kernels),
+            frontends: all(&include.frontend, &self.names.frontends.list, &self.axes.frontends),
+            guests: all(&include.guest, &self.names.guests.list, &self.axes.guests),
             apic: match &include.apic {
                 None => self.axes.apic.clone(),
-                Some(patterns) => matching(patterns, &ApicMode::ALL, |apic| apic.name()),
+                Some(names) => ApicMode::ALL.into_iter().filter(|apic| names.contains(apic.name())).collect(),
             },
-            cpus: include.cpus.clone().unwrap_or_else(|| self.axes.cpus.clone()),
+            cpus: include.cpus.as_ref().and_then(|cpus| cpus.numbers()).unwrap_or_else(|| self.axes.cpus.clone()),
             engines: match &include.engine {
                 None => engines.to_vec(),
-                Some(patterns) => matching(patterns, &EngineKind::ALL, |engine| engine.name()),
+                Some(names) => EngineKind::ALL.into_iter().filter(|engine| names.contains(engine.name())).collect(),
             },
         };
         axes.product().collect()
     }
 }
 
-fn matching<T: Copy>(patterns: &[Pattern], known: &[T], name: impl Fn(T) -> &'static str) -> Vec<T> {
-    known.iter().copied().filter(|&value| patterns.iter().any(|pattern| pattern.matches(name(value)))).collect()
-}
-
-/// The names that `patterns` choose among the `known`, or the axis when there are none.
+/// The names that `patterns` choose among the `known`, or the axis when there are none; a plain name that nothing has may
+/// be one that `made` knows how to make.
 fn chosen(
     what: &'static str,
     patterns: &[Pattern],
-    known: &[&str],
+    known: &[String],
     axis: &[String],
+    made: impl Fn(&str) -> Result<bool, SelectError>,
 ) -> Result<Vec<String>, SelectError> {
     if patterns.is_empty() {
         return Ok(axis.to_vec());
     }
-    if let Some(idle) = patterns.iter().find(|pattern| !known.iter().any(|name| pattern.matches(name))) {
-        let hint = did_you_mean(idle.as_str(), known.iter().copied());
-        return Err(SelectError::Unknown { what, name: idle.to_string(), hint });
+    let set = NameSet::new(patterns);
+    let mut more = Vec::new();
+    for pattern in set.patterns().filter(|pattern| !known.iter().any(|name| pattern.matches(name))) {
+        if pattern.is_glob() || !made(pattern.as_str())? {
+            let hint = did_you_mean(pattern.as_str(), known.iter().map(String::as_str));
+            return Err(SelectError::Unknown { what, name: pattern.to_string(), hint });
+        }
+        more.push(pattern.as_str().to_owned());
     }
-    Ok(known
-        .iter()
-        .filter(|name| patterns.iter().any(|pattern| pattern.matches(name)))
-        .map(|name| (*name).to_owned())
-        .collect())
+    let from = if set.only_excludes() { axis } else { known };
+    Ok(from.iter().chain(&more).filter(|name| set.contains(name)).cloned().collect())
 }
 
-/// The named kernels and the what-ifs; a what-if takes the place of the kernel whose name it has.
-fn known_kernels(source: Source<'_>, what_ifs: &[KernelTable]) -> Result<Vec<KernelVersion>, ConfigError> {
-    let mut kernels: Vec<KernelVersion> = KernelVersion::all().collect();
-    let mut defined = BTreeSet::new();
-    for table in what_ifs {
-        let name = table.name.get_ref();
-        if !is_name(name) {
-            let message = format!("`{name}` is no name: letters, digits, `.`, `_` and `-`");
-            return Err(source.error(table.name.span(), "kernel.name", message));
-        }
-        if !defined.insert(name) {
-            let message = format!("a [[kernel]] above is already named `{name}`");
-            return Err(source.error(table.name.span(), "kernel.name", message));
-        }
-        let base = table.base.get_ref();
-        let Some(base) = kernels.iter().find(|kernel| *kernel.name == **base) else {
-            let hint = did_you_mean(base, kernels.iter().map(|kernel| &*kernel.name));
-            let message = format!("no kernel is named `{base}`{hint}");
-            return Err(source.error(table.base.span(), "kernel.base", message));
-        };
-        let changes = |list: &Option<Spanned<Vec<String>>>| list.as_ref().map_or(Vec::new(), |l| l.get_ref().clone());
-        let (with, without) = (changes(&table.with), changes(&table.without));
-        let version = base.what_if(name, &table.about, &with, &without).map_err(|error| {
-            let (key, list) = match &error {
-                VersionError::UnknownChange(change) if with.contains(change) => ("kernel.with", &table.with),
-                VersionError::UnknownChange(_) => ("kernel.without", &table.without),
-                _ => ("kernel.name", &None),
-            };
-            let hint = match &error {
-                VersionError::UnknownChange(change) => did_you_mean(change, CHANGES.iter().map(|change| change.name)),
-                _ => String::new(),
-            };
-            let span = list.as_ref().map_or(table.name.span(), Spanned::span);
-            source.error(span, key, format!("{error}{hint}"))
-        })?;
-        // A change that is there already, or not there to be left out, would make the what-if what its base is.
-        for (key, list, wanted) in [("kernel.with", &table.with, false), ("kernel.without", &table.without, true)] {
-            let Some(list) = list else { continue };
-            if let Some(idle) = list.get_ref().iter().find(|change| base.has(change) != wanted) {
-                let has = if wanted { "does not have" } else { "has" };
-                let message = format!("`{}` {has} {idle} anyway; take it out", base.name);
-                return Err(source.error(list.span(), key, message));
-            }
-        }
-        match kernels.iter_mut().find(|kernel| kernel.name == version.name) {
-            Some(shadowed) => *shadowed = version,
-            None => kernels.push(version),
-        }
+/// The operating systems, each with a name of its own.
+fn os_guests(source: Source<'_>, tables: &[GuestTable]) -> Result<Vec<OsGuest>, ConfigError> {
+    let mut guests: Vec<OsGuest> = Vec::new();
+    for table in tables {
+        let guest = OsGuest::parse(source, table, |name| guest_names(&guests).contains(&name))?;
+        guests.push(guest);
     }
-    Ok(kernels)
+    Ok(guests)
+}
+
+/// The names of all guests: the bare-metal ones, then the operating systems.
+fn guest_names(os_guests: &[OsGuest]) -> Vec<&str> {
+    let bare_metal = catalog::guests().into_iter().map(|part| part.name);
+    bare_metal.chain(os_guests.iter().map(|guest| guest.name.as_str())).collect()
 }
 
 /// An axis: not empty, no value twice, each one known.
@@ -603,90 +796,6 @@ fn engine_named(name: &str) -> Result<EngineKind, String> {
         .into_iter()
         .find(|engine| engine.name() == name)
         .ok_or_else(|| format!("`{name}` is no engine: soft or kvm"))
-}
-
-fn check_cpus(&cpus: &u16) -> Result<u16, String> {
-    match cpus {
-        0 => Err("a cell has at least 1 vCPU".into()),
-        1..=MAX_CPUS => Ok(cpus),
-        _ => Err(format!("a cell has at most {MAX_CPUS} vCPUs: no guest uses more")),
-    }
-}
-
-/// The names that exist, to check others against.
-struct Names<'a> {
-    kernels: Vec<&'a str>,
-    frontends: Vec<&'static str>,
-    guests: Vec<&'static str>,
-}
-
-impl<'a> Names<'a> {
-    fn new(kernels: &'a [KernelVersion]) -> Names<'a> {
-        Names {
-            kernels: kernels.iter().map(|kernel| &*kernel.name).collect(),
-            frontends: catalog::frontends().iter().map(|part| part.name).collect(),
-            guests: catalog::guests().iter().map(|part| part.name).collect(),
-        }
-    }
-
-    fn check(what: &str, name: &str, known: &[&str]) -> Result<String, String> {
-        if known.contains(&name) {
-            return Ok(name.to_owned());
-        }
-        let nearest = nearest(name, known.iter().copied());
-        Err(match nearest {
-            Some(near) => format!("no {what} is named `{name}` (did you mean `{near}`?)"),
-            None => format!("no {what} is named `{name}`; there are {}", known.join(", ")),
-        })
-    }
-
-    fn check_kernel(&self, name: &str) -> Result<String, String> {
-        Names::check("kernel", name, &self.kernels)
-    }
-
-    fn check_frontend(&self, name: &str) -> Result<String, String> {
-        Names::check("frontend", name, &self.frontends)
-    }
-
-    fn check_guest(&self, name: &str) -> Result<String, String> {
-        Names::check("guest", name, &self.guests)
-    }
-
-    fn check_cell(&self, cell: &Cell) -> Result<(), String> {
-        self.check_frontend(&cell.frontend)?;
-        self.check_kernel(&cell.kernel)?;
-        self.check_guest(&cell.guest)?;
-        check_cpus(&cell.cpus)?;
-        Ok(())
-    }
-
-    /// A table of parts, of which each plain name exists and each glob matches one that does.
-    fn cell_match(&self, source: Source<'_>, key: &str, table: &CellsTable) -> Result<CellMatch, ConfigError> {
-        let part = |what: &str, patterns: &Option<Spanned<OneOrMany<Pattern>>>, known: &[&str]| {
-            let Some(patterns) = patterns else { return Ok(None) };
-            for pattern in &patterns.get_ref().0 {
-                if !known.iter().any(|name| pattern.matches(name)) {
-                    let message = Names::check(what, pattern.as_str(), known)
-                        .expect_err("a pattern that matches no known name is none of them");
-                    return Err(source.error(patterns.span(), &format!("{key}.{what}"), message));
-                }
-            }
-            Ok(Some(patterns.get_ref().0.clone()))
-        };
-        if let Some(cpus) = &table.cpus {
-            for count in &cpus.get_ref().0 {
-                check_cpus(count).map_err(|message| source.error(cpus.span(), &format!("{key}.cpus"), message))?;
-            }
-        }
-        Ok(CellMatch {
-            frontend: part("frontend", &table.frontend, &self.frontends)?,
-            kernel: part("kernel", &table.kernel, &self.kernels)?,
-            guest: part("guest", &table.guest, &self.guests)?,
-            apic: part("apic", &table.apic, &ApicMode::ALL.map(ApicMode::name))?,
-            cpus: table.cpus.as_ref().map(|cpus| cpus.get_ref().0.clone()),
-            engine: part("engine", &table.engine, &EngineKind::ALL.map(EngineKind::name))?,
-        })
-    }
 }
 
 #[cfg(test)]

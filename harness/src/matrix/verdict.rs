@@ -1,10 +1,10 @@
 //! Verdicts: what was observed beside what was expected.
 
 use crate::outcome::OutcomeKind;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What to think of a cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// It is ok, as it should be.
@@ -15,6 +15,8 @@ pub enum Verdict {
     Xfail,
     /// Ok, though a failure was expected.
     Xpass,
+    /// It has had several of the outcomes that a race is known to have.
+    Flaky,
     /// It cannot be built here.
     #[serde(rename = "n/a")]
     NotApplicable,
@@ -32,6 +34,20 @@ impl Verdict {
             (_, OutcomeKind::Ok) => Verdict::Xpass,
             (expected, observed) if expected == observed => Verdict::Xfail,
             _ => Verdict::Fail,
+        }
+    }
+
+    /// The word in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Pass => "pass",
+            Verdict::Fail => "fail",
+            Verdict::Xfail => "xfail",
+            Verdict::Xpass => "xpass",
+            Verdict::Flaky => "flaky",
+            Verdict::NotApplicable => "n/a",
+            Verdict::Skipped => "skipped",
         }
     }
 

@@ -1,7 +1,7 @@
 //! The grid: kernels down, frontends across, and below it what needs words.
 
-use super::Counts;
 use super::paint::{BOLD, DIM, GOOD, KNOWN, RED, paint};
+use super::{Context, Counts};
 use crate::cell::Cell;
 use crate::matrix::verdict::Verdict;
 use crate::outcome::OutcomeKind;
@@ -9,27 +9,37 @@ use crate::run::CellResult;
 use anstyle::Style;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::time::Duration;
 
 /// Red cells of one pairing that get words of their own; the others of the pairing are counted.
 const RED_PER_PAIRING: usize = 2;
 
+/// Pairings with red cells that get words; of the others a line each, and beyond that a number.
+const RED_PAIRINGS: usize = 8;
+const RED_LINES: usize = 40;
+
+/// Lines of what is left of a cell that was our own fault; the reports have all.
+const LOG_LINES: usize = 12;
+
+/// Cells beside the grid that get a line.
+const BESIDE_TOLD: usize = 24;
+
+/// Reasons why cells are not applicable that are told.
+const NOT_APPLICABLE_TOLD: usize = 4;
+
 /// Pairings with one reason that are named; more are counted, for the grid names them already.
 const PAIRINGS_NAMED: usize = 3;
 
-/// What the grid needs to know beside the results.
-pub struct Context<'a> {
-    /// The kernels in the order of the rows.
-    pub kernels: &'a [&'a str],
-    /// Whether a cell stands beside the grid, in a line of its own.
-    pub beside: &'a dyn Fn(&Cell) -> bool,
-    /// The options that repeat a run of one cell as this one was run, each after a space.
-    pub repeated: &'a str,
-    /// How long the run took.
-    pub duration: Duration,
-    /// The seed of the schedules.
-    pub seed: u64,
-}
+/// Reasons of expected failures that are told, the most frequent first; the reports tell all.
+const REASONS_TOLD: usize = 12;
+
+/// Ways in which pairings are mixed that a compact grid spells out below it.
+const MIXTURES_TOLD: usize = 12;
+
+/// Columns of a frontend in the compact grid, from roomy to tight.
+const COMPACT_COLUMNS: [usize; 3] = [5, 4, 3];
+
+/// What a compact grid marks a pairing with that has more than one outcome.
+const MIXED: char = '*';
 
 /// A piece of text in one style.
 struct Span {
@@ -40,7 +50,7 @@ struct Span {
 fn style(result: &CellResult) -> Style {
     match result.verdict {
         Verdict::Pass => GOOD,
-        Verdict::Xfail => KNOWN,
+        Verdict::Xfail | Verdict::Flaky => KNOWN,
         Verdict::Fail | Verdict::Xpass => RED,
         Verdict::NotApplicable | Verdict::Skipped => DIM,
     }
@@ -48,17 +58,32 @@ fn style(result: &CellResult) -> Style {
 
 /// What a cell shows: its outcome, or that it did not run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Shown {
+pub(super) enum Shown {
     Outcome(OutcomeKind),
     Skipped,
 }
 
 impl Shown {
-    fn of(result: &CellResult) -> Shown {
+    pub(super) fn of(result: &CellResult) -> Shown {
         if result.verdict == Verdict::Skipped { Shown::Skipped } else { Shown::Outcome(result.outcome.kind) }
     }
 
-    fn text(self) -> String {
+    pub(super) fn glyph(self) -> char {
+        match self {
+            Shown::Outcome(kind) => kind.glyph(),
+            Shown::Skipped => '·',
+        }
+    }
+
+    /// What the glyph stands for.
+    fn legend(self) -> String {
+        match self {
+            Shown::Outcome(OutcomeKind::Exit(_)) => format!("{} exit", self.glyph()),
+            other => other.text(),
+        }
+    }
+
+    pub(super) fn text(self) -> String {
         match self {
             Shown::Outcome(kind) => format!("{} {kind}", kind.glyph()),
             Shown::Skipped => "· not run".into(),
@@ -66,15 +91,28 @@ impl Shown {
     }
 }
 
+/// How much attention a result asks for, to find the one that stands for many: red before known before good, and among
+/// those the worse outcome.
+pub(super) fn weight(result: &CellResult) -> (u8, u8) {
+    let verdict = match result.verdict {
+        Verdict::Fail | Verdict::Xpass => 4,
+        Verdict::Flaky => 3,
+        Verdict::Xfail => 2,
+        Verdict::Pass => 1,
+        Verdict::NotApplicable | Verdict::Skipped => 0,
+    };
+    (verdict, result.outcome.kind.severity())
+}
+
 /// The results as people read them, with colours: the grid, the guests beside it, what was expected, what is red, and how
-/// many of each.
+/// many of each. The grid takes the form that `width` columns have room for.
 #[must_use]
-pub fn render(results: &[CellResult], context: &Context<'_>) -> String {
+pub fn render(results: &[CellResult], context: &Context<'_>, width: usize) -> String {
     let (beside, inside): (Vec<&CellResult>, Vec<&CellResult>) =
         results.iter().partition(|result| (context.beside)(&result.cell));
     let mut out = String::new();
     if !inside.is_empty() {
-        table(&mut out, &inside, context.kernels);
+        table(&mut out, &Pairings::of(&inside, context.kernels), width);
     }
     let beside: Vec<&CellResult> = beside.into_iter().filter(|result| result.verdict != Verdict::Skipped).collect();
     if !beside.is_empty() {
@@ -86,31 +124,47 @@ pub fn render(results: &[CellResult], context: &Context<'_>) -> String {
     out
 }
 
-fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut seen = BTreeSet::new();
-    names.filter(|name| seen.insert(*name)).collect()
+/// The results by kernel, down, and frontend, across.
+pub(super) struct Pairings<'a> {
+    pub(super) kernels: Vec<&'a str>,
+    pub(super) frontends: Vec<&'a str>,
+    cells: BTreeMap<(&'a str, &'a str), Vec<&'a CellResult>>,
 }
 
-fn table(out: &mut String, results: &[&CellResult], kernels: &[&str]) {
-    let there: BTreeSet<&str> = results.iter().map(|result| result.cell.kernel.as_str()).collect();
-    let kernels: Vec<&str> = kernels.iter().copied().filter(|kernel| there.contains(kernel)).collect();
-    let frontends = in_order(results.iter().map(|result| result.cell.frontend.as_str()));
+impl<'a> Pairings<'a> {
+    /// `kernels` is the order of the rows; the frontends are in the order in which they come.
+    pub(super) fn of(results: &[&'a CellResult], kernels: &[&'a str]) -> Pairings<'a> {
+        let mut cells: BTreeMap<(&str, &str), Vec<&CellResult>> = BTreeMap::new();
+        let (mut frontends, mut seen, mut there) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        for &result in results {
+            let Cell { kernel, frontend, .. } = &result.cell;
+            cells.entry((kernel, frontend)).or_default().push(result);
+            there.insert(kernel.as_str());
+            if seen.insert(frontend.as_str()) {
+                frontends.push(frontend.as_str());
+            }
+        }
+        let mut rows: Vec<&str> = kernels.iter().copied().filter(|kernel| there.remove(kernel)).collect();
+        rows.extend(there);
+        Pairings { kernels: rows, frontends, cells }
+    }
+
+    /// The results of a pairing.
+    pub(super) fn get(&self, kernel: &'a str, frontend: &'a str) -> &[&'a CellResult] {
+        self.cells.get(&(kernel, frontend)).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn table(out: &mut String, pairings: &Pairings<'_>, room: usize) {
+    let Pairings { kernels, frontends, .. } = pairings;
     let entries: Vec<Vec<Vec<Span>>> = kernels
         .iter()
-        .map(|kernel| {
-            let row = |frontend: &&str| {
-                let pairing: Vec<&CellResult> = results
-                    .iter()
-                    .copied()
-                    .filter(|result| result.cell.kernel == *kernel && result.cell.frontend == *frontend)
-                    .collect();
-                entry(&pairing)
-            };
-            frontends.iter().map(row).collect()
-        })
+        .map(|kernel| frontends.iter().map(|frontend| entry(pairings.get(kernel, frontend))).collect())
         .collect();
-
-    let width = |text: &str| text.chars().count();
     let first = kernels.iter().map(|kernel| width(kernel)).max().unwrap_or(0);
     let columns: Vec<usize> = (0..frontends.len())
         .map(|column| {
@@ -118,6 +172,9 @@ fn table(out: &mut String, results: &[&CellResult], kernels: &[&str]) {
             widest.unwrap_or(0).max(width(frontends[column]))
         })
         .collect();
+    if 2 + first + columns.iter().map(|column| 3 + column).sum::<usize>() > room {
+        return compact_table(out, pairings, room);
+    }
 
     let mut line = format!("  {:first$}", "");
     for (i, frontend) in frontends.iter().enumerate() {
@@ -147,6 +204,80 @@ fn table(out: &mut String, results: &[&CellResult], kernels: &[&str]) {
     let _ = writeln!(out);
 }
 
+/// A glyph for each pairing, the worst of its cells; frontends by number, with a legend.
+fn compact_table(out: &mut String, pairings: &Pairings<'_>, room: usize) {
+    let Pairings { kernels, frontends, .. } = pairings;
+    let first = kernels.iter().map(|kernel| width(kernel)).max().unwrap_or(0);
+    let fits = |column: &usize| 2 + first + column * frontends.len() <= room;
+    let column = COMPACT_COLUMNS.into_iter().find(fits).unwrap_or(COMPACT_COLUMNS[COMPACT_COLUMNS.len() - 1]);
+    let numbers: String = (1..=frontends.len()).map(|number| format!("{number:>column$}")).collect();
+    let _ = writeln!(out, "  {:first$}{}", "", paint(BOLD, &numbers));
+    let mut glyphs = BTreeSet::new();
+    let mut mixtures: Vec<(String, Vec<String>)> = Vec::new();
+    for kernel in kernels {
+        let mut line = format!("  {}", paint(BOLD, &format!("{kernel:first$}")));
+        for frontend in frontends {
+            let pairing = pairings.get(kernel, frontend);
+            let Some(worst) = pairing.iter().max_by_key(|result| weight(result)) else {
+                line.push_str(&" ".repeat(column));
+                continue;
+            };
+            let shown = Shown::of(worst);
+            glyphs.insert(shown.legend());
+            let spans = entry(pairing);
+            let mark = if spans.len() > 1 { MIXED } else { ' ' };
+            let padding = column - 2;
+            let _ = write!(line, "{:padding$}{}", "", paint(style(worst), &format!("{}{mark}", shown.glyph())));
+            if spans.len() > 1 {
+                let mixture = spans.iter().map(|span| span.text.as_str()).collect::<Vec<_>>().join(", ");
+                let name = format!("{frontend}@{kernel}");
+                match mixtures.iter_mut().find(|(known, _)| *known == mixture) {
+                    Some((_, pairings)) => pairings.push(name),
+                    None => mixtures.push((mixture, vec![name])),
+                }
+            }
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    let _ = writeln!(out);
+    let names: Vec<String> =
+        frontends.iter().enumerate().map(|(i, frontend)| format!("{:>2} {frontend}", i + 1)).collect();
+    in_columns(out, &names, room);
+    let mut legend: Vec<String> = glyphs.into_iter().collect();
+    if !mixtures.is_empty() {
+        legend.push(format!("{MIXED} not all alike: the worst"));
+    }
+    in_columns(out, &legend, room);
+    let _ = writeln!(out);
+    mixtures.sort_by_key(|(_, pairings)| std::cmp::Reverse(pairings.len()));
+    for (mixture, pairings) in mixtures.iter().take(MIXTURES_TOLD) {
+        let _ = writeln!(out, "  {mixture}");
+        let _ = writeln!(out, "      {}", paint(DIM, &named(pairings)));
+    }
+    if mixtures.len() > MIXTURES_TOLD {
+        let pairings: usize = mixtures[MIXTURES_TOLD..].iter().map(|(_, pairings)| pairings.len()).sum();
+        let _ = writeln!(out, "  {}", paint(DIM, &format!("and {pairings} more pairings that are mixed otherwise")));
+    }
+    if !mixtures.is_empty() {
+        let _ = writeln!(out);
+    }
+}
+
+/// Few pairings by their names, many by their number.
+fn named(pairings: &[String]) -> String {
+    if pairings.len() <= PAIRINGS_NAMED { pairings.join(", ") } else { format!("{} pairings", pairings.len()) }
+}
+
+/// Texts beside each other as far as there is room, one under the other in columns.
+fn in_columns(out: &mut String, texts: &[String], room: usize) {
+    let column = texts.iter().map(|text| width(text)).max().unwrap_or(0) + 3;
+    let across = (room.saturating_sub(2) / column).max(1);
+    for row in texts.chunks(across) {
+        let line: String = row.iter().map(|text| format!("{text:column$}")).collect();
+        let _ = writeln!(out, "  {}", paint(DIM, line.trim_end()));
+    }
+}
+
 /// What the grid says about a pairing: a line for each outcome that its cells have, the most frequent first.
 fn entry(pairing: &[&CellResult]) -> Vec<Span> {
     let mut groups: BTreeMap<Shown, Vec<&CellResult>> = BTreeMap::new();
@@ -166,10 +297,15 @@ fn entry(pairing: &[&CellResult]) -> Vec<Span> {
                 let _ = write!(text, " {which}");
             }
             // The worst verdict of the group colours it.
-            let worst = group.iter().max_by_key(|result| result.verdict.is_red()).expect("a group has a member");
+            let worst = group.iter().max_by_key(|result| weight(result)).expect("a group has a member");
             Span { style: style(worst), text }
         })
         .collect()
+}
+
+/// The lines of [`entry`] without their styles.
+pub(super) fn entry_text(pairing: &[&CellResult]) -> Vec<String> {
+    entry(pairing).into_iter().map(|span| span.text).collect()
 }
 
 /// What tells some cells of a pairing from the others: the values that they have on each axis where the pairing has more.
@@ -200,10 +336,14 @@ fn list_beside(out: &mut String, results: &[&CellResult]) {
         |part: fn(&CellResult) -> String| results.iter().map(|&result| part(result).chars().count()).max().unwrap_or(0);
     let shown = |result: &CellResult| Shown::of(result).text();
     let (cells, outcomes) = (width(|result| result.cell.to_string()), width(|result| Shown::of(result).text()));
-    for result in results {
+    for result in results.iter().take(BESIDE_TOLD) {
         let outcome = paint(style(result), &format!("{:outcomes$}", shown(result)));
         let name = format!("{:cells$}", result.cell.to_string());
         let _ = writeln!(out, "  {name}   {outcome}   {}", paint(DIM, &result.outcome.detail));
+    }
+    if results.len() > BESIDE_TOLD {
+        let more = results.len() - BESIDE_TOLD;
+        let _ = writeln!(out, "  {}", paint(DIM, &format!("and {more} more beside the grid")));
     }
     let _ = writeln!(out);
 }
@@ -222,14 +362,17 @@ fn known_failures(out: &mut String, results: &[&CellResult]) {
     if reasons.is_empty() {
         return;
     }
+    // Stable: reasons of as many pairings stay in the order of the matrix.
+    if reasons.len() > REASONS_TOLD {
+        reasons.sort_by_key(|(_, pairings)| std::cmp::Reverse(pairings.len()));
+    }
     let _ = writeln!(out, "  {}", paint(BOLD, "expected failures"));
-    let width = reasons.iter().map(|(result, _)| Shown::of(result).text().chars().count()).max().unwrap_or(0);
-    for (result, pairings) in &reasons {
+    let told = &reasons[..reasons.len().min(REASONS_TOLD)];
+    let width = told.iter().map(|(result, _)| Shown::of(result).text().chars().count()).max().unwrap_or(0);
+    for (result, pairings) in told {
         let expectation = &result.expectation;
         let shown = format!("{:width$}", Shown::of(result).text());
-        let which =
-            if pairings.len() <= PAIRINGS_NAMED { pairings.join(", ") } else { format!("{} pairings", pairings.len()) };
-        let _ = writeln!(out, "  {}   {which}", paint(KNOWN, &shown));
+        let _ = writeln!(out, "  {}   {}", paint(KNOWN, &shown), named(pairings));
         let _ = writeln!(
             out,
             "  {:width$}   {} {}",
@@ -238,19 +381,16 @@ fn known_failures(out: &mut String, results: &[&CellResult]) {
             paint(DIM, &format!("[{}]", expectation.reference.as_deref().unwrap_or_default())),
         );
     }
+    if reasons.len() > REASONS_TOLD {
+        let more = reasons.len() - REASONS_TOLD;
+        let _ = writeln!(out, "  {}", paint(DIM, &format!("and {more} more reasons; --html and --markdown tell all")));
+    }
     let _ = writeln!(out);
 }
 
 fn red_cells(out: &mut String, results: &[CellResult], context: &Context<'_>) {
-    let mut pairings: Vec<(String, Vec<&CellResult>)> = Vec::new();
-    for result in results.iter().filter(|result| result.verdict.is_red()) {
-        let pairing = result.cell.pairing();
-        match pairings.iter_mut().find(|(known, _)| *known == pairing) {
-            Some((_, red)) => red.push(result),
-            None => pairings.push((pairing, vec![result])),
-        }
-    }
-    for (pairing, red) in &pairings {
+    let pairings = red_pairings(results);
+    for (pairing, red) in pairings.iter().take(RED_PAIRINGS) {
         for result in red.iter().take(RED_PER_PAIRING) {
             let expected = result.expectation.outcome;
             let _ = writeln!(out, "  {} {}", paint(RED, "red"), paint(BOLD, &result.cell.to_string()));
@@ -260,12 +400,17 @@ fn red_cells(out: &mut String, results: &[CellResult], context: &Context<'_>) {
                 paint(RED, &Shown::of(result).text()),
                 result.outcome.detail
             );
+            if let Some(divergence) = &result.divergence {
+                let _ = writeln!(out, "      {}", divergence.sentence);
+            }
+            for line in result.log.iter().flat_map(|log| log.lines()).take(LOG_LINES) {
+                let _ = writeln!(out, "      {}", paint(DIM, line));
+            }
             if result.verdict == Verdict::Xpass {
                 let reason = result.expectation.reason.as_deref().unwrap_or_default();
                 let _ = writeln!(out, "      the failure was expected because {reason}; correct the [[expect]]");
             } else if result.outcome.kind != OutcomeKind::HarnessError {
-                let _ =
-                    writeln!(out, "      {}", paint(DIM, &format!("spinup repro {}{}", result.cell, context.repeated)));
+                let _ = writeln!(out, "      {}", paint(DIM, &context.repro(result)));
             }
         }
         if red.len() > RED_PER_PAIRING {
@@ -274,38 +419,57 @@ fn red_cells(out: &mut String, results: &[CellResult], context: &Context<'_>) {
         }
         let _ = writeln!(out);
     }
+    let rest = &pairings[pairings.len().min(RED_PAIRINGS)..];
+    for (pairing, red) in rest.iter().take(RED_LINES) {
+        let mut outcomes: BTreeMap<Shown, BTreeSet<&str>> = BTreeMap::new();
+        for result in red {
+            outcomes.entry(Shown::of(result)).or_default().insert(&result.cell.guest);
+        }
+        let told: Vec<String> = outcomes
+            .into_iter()
+            .map(|(shown, guests)| format!("{} ({})", shown.text(), guests.into_iter().collect::<Vec<_>>().join(", ")))
+            .collect();
+        let _ = writeln!(out, "  {} {pairing}: {} cells, {}", paint(RED, "red"), red.len(), told.join("; "));
+    }
+    if rest.len() > RED_LINES {
+        let cells: usize = rest[RED_LINES..].iter().map(|(_, red)| red.len()).sum();
+        let _ = writeln!(out, "  {} and {cells} cells of {} more pairings", paint(RED, "red"), rest.len() - RED_LINES);
+    }
+    if !rest.is_empty() {
+        let _ = writeln!(out);
+    }
+}
+
+/// The red results by pairing, in the order in which they come.
+pub(super) fn red_pairings(results: &[CellResult]) -> Vec<(String, Vec<&CellResult>)> {
+    let mut pairings: Vec<(String, Vec<&CellResult>)> = Vec::new();
+    let mut at = BTreeMap::new();
+    for result in results.iter().filter(|result| result.verdict.is_red()) {
+        let pairing = result.cell.pairing();
+        let index = *at.entry(pairing.clone()).or_insert(pairings.len());
+        match pairings.get_mut(index) {
+            Some((_, red)) => red.push(result),
+            None => pairings.push((pairing, vec![result])),
+        }
+    }
+    pairings
 }
 
 fn summary(out: &mut String, results: &[CellResult], context: &Context<'_>) {
     let counts = Counts::of(results);
-    let mut parts = vec![format!("{} ok", counts.pass)];
-    let mut part = |count: usize, one: &str, many: &str, style: Option<Style>| {
-        if count > 0 {
-            let text = format!("{count} {}", if count == 1 { one } else { many });
-            parts.push(style.map_or(text.clone(), |style| paint(style, &text)));
-        }
-    };
-    part(counts.xfail, "expected failure", "expected failures", None);
-    part(counts.not_applicable, "not applicable", "not applicable", None);
-    part(counts.skipped, "not run", "not run", None);
-    part(counts.red, "red", "red", Some(RED));
-    part(counts.harness_errors, "of it our own fault", "of them our own fault", Some(RED));
-    let cells = if results.len() == 1 { "cell" } else { "cells" };
-    let _ = writeln!(
-        out,
-        "  {} {cells} in {:.1} s, seed {}: {}",
-        results.len(),
-        context.duration.as_secs_f64(),
-        context.seed,
-        parts.join(", ")
-    );
+    let parts: Vec<String> = counts
+        .told()
+        .into_iter()
+        .map(|part| if part.ends_with(" red") || part.ends_with("fault") { paint(RED, &part) } else { part })
+        .collect();
+    let _ = writeln!(out, "  {}: {}", context.run(results), parts.join(", "));
     // Why an engine is out is worth a line, once.
     let reasons: BTreeSet<&str> = results
         .iter()
         .filter(|result| result.verdict == Verdict::NotApplicable)
         .map(|result| result.outcome.detail.as_str())
         .collect();
-    for reason in reasons {
+    for reason in reasons.into_iter().take(NOT_APPLICABLE_TOLD) {
         let _ = writeln!(out, "  {}", paint(DIM, &format!("not applicable: {reason}")));
     }
 }
@@ -314,6 +478,7 @@ fn summary(out: &mut String, results: &[CellResult], context: &Context<'_>) {
 mod tests {
     use super::*;
     use crate::report::testing::result;
+    use std::time::Duration;
 
     const FRONTENDS: [&str; 3] = ["bhyve-13.1", "bhyve-0bda8d3e", "bhyve-13.2"];
 
@@ -344,14 +509,19 @@ mod tests {
     }
 
     fn plain(results: &[CellResult]) -> String {
+        at_width(results, 120)
+    }
+
+    fn at_width(results: &[CellResult], width: usize) -> String {
         let context = Context {
             kernels: &["fbsd-13.1", "main-7c326ab5", "naive-widen", "fbsd-13.2"],
             beside: &|cell| cell.guest == "triple-fault",
-            repeated: " --seed 7",
+            repeated: " --timeout 2",
+            matrix: "",
             duration: Duration::from_millis(1234),
             seed: 0,
         };
-        anstream::adapter::strip_str(&render(results, &context)).to_string()
+        anstream::adapter::strip_str(&render(results, &context, width)).to_string()
     }
 
     #[test]
@@ -388,5 +558,48 @@ mod tests {
         ];
         results[2].verdict = Verdict::Skipped;
         insta::assert_snapshot!(plain(&results));
+    }
+
+    #[test]
+    fn twelve_kernels_and_eleven_frontends_fit_into_80_columns() {
+        let kernels: Vec<String> = (0..12).map(|kernel| format!("main-{:08x}", 0x7c32_6ab5_u32 + kernel)).collect();
+        let mut results = Vec::new();
+        for (k, kernel) in kernels.iter().enumerate() {
+            for f in 0..11 {
+                for guest in ["mp-spec", "linux"] {
+                    for machine in ["xapic-2", "x2apic-2"] {
+                        let cell = format!("bhyve-13.{f}@{kernel}/{guest}/{machine}/soft");
+                        let (expected, observed) = match (k, f, machine) {
+                            (0, 1.., _) => (OutcomeKind::Abort, OutcomeKind::Abort),
+                            (3 | 4, _, "x2apic-2") => (OutcomeKind::Panic, OutcomeKind::Panic),
+                            (7.., 2, _) if guest == "linux" => (OutcomeKind::Ok, OutcomeKind::Hang),
+                            (9, 7, _) => (OutcomeKind::Hang, OutcomeKind::Ok),
+                            (10 | 11, 8.., _) => (OutcomeKind::Ok, OutcomeKind::Exit(4)),
+                            _ => (OutcomeKind::Ok, OutcomeKind::Ok),
+                        };
+                        results.push(result(&cell, expected, observed));
+                    }
+                }
+            }
+        }
+        let text = at_width(&results, 80);
+        let grid = text.lines().take_while(|line| !line.contains("expected failures"));
+        let widest = grid.map(|line| line.chars().count()).max();
+        assert!(widest.is_some_and(|widest| widest <= 80), "{widest:?}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn reasons_of_expected_failures_are_a_bounded_list() {
+        let mut results = results(|cell| (known(cell), known(cell)));
+        for (i, result) in results.iter_mut().enumerate() {
+            if result.verdict == Verdict::Xfail {
+                result.expectation.reason = Some(format!("reason {i}"));
+            }
+        }
+        let text = plain(&results);
+        let told = text.lines().filter(|line| line.contains("reason ")).count();
+        assert_eq!(told, REASONS_TOLD, "{text}");
+        assert!(text.contains("more reasons"), "{text}");
     }
 }

@@ -1,8 +1,8 @@
 //! Events in words.
 
-use crate::outcome::test_name;
+use crate::outcome::{broken_in_words, stray, test_name};
 use vmm::abi::Errno;
-use vmm::trace::{DeliveryMode, DropReason, Event, GuestReport, Shorthand, StartupStore};
+use vmm::trace::{DeliveryMode, DropReason, Event, GuestReport, Shorthand, StartupStore, report_port};
 
 /// An errno as its name, or as the number when it is no known one.
 #[must_use]
@@ -25,6 +25,7 @@ pub fn drop_reason(why: DropReason) -> &'static str {
         DropReason::DestinationOutOfRange => "the destination is the sender or no vCPU",
         DropReason::LogicalDestination => "logical destinations are not taken",
         DropReason::IllegalVector => "the vector is illegal",
+        DropReason::ExitLost => "the exit of a WRMSR is lost",
         DropReason::SoftwareDisabled => "the target's local APIC is disabled by software",
     }
 }
@@ -33,12 +34,18 @@ fn store(store: StartupStore) -> &'static str {
     match store {
         StartupStore::BootState => "boot_state",
         StartupStore::StartupCpus => "startup_cpus",
+        StartupStore::RunState => "run state",
     }
 }
 
 /// The mode, with the vector where it means something: INIT ignores it (SDM 3A 11.6.1).
 fn ipi(mode: DeliveryMode, vector: u8) -> String {
     if mode == DeliveryMode::Init { mode.to_string() } else { format!("{mode} vector {vector:#04x}") }
+}
+
+/// The CPU that a report is about, behind what it says.
+fn on(apic_id: Option<u32>) -> String {
+    apic_id.map_or_else(String::new, |apic_id| format!(" on CPU {apic_id}"))
 }
 
 fn report(report: &GuestReport) -> String {
@@ -50,12 +57,19 @@ fn report(report: &GuestReport) -> String {
         }
         GuestReport::ApAwaited { apic_id } => say(format!("waits for AP {apic_id}")),
         GuestReport::ApOnline { apic_id } => say(format!("AP {apic_id} is online")),
-        GuestReport::TestPassed { test } => say(format!("test {} passed", test_name(test))),
-        GuestReport::TestFailed { test } => say(format!("test {} FAILED", test_name(test))),
+        GuestReport::ApsAsked { aps: 1 } => say("asks for 1 AP".into()),
+        GuestReport::ApsAsked { aps } => say(format!("asks for {aps} APs")),
+        GuestReport::TestPassed { test, apic_id } => say(format!("test {}{} passed", test_name(test), on(apic_id))),
+        GuestReport::TestFailed { test, apic_id } => say(format!("test {}{} FAILED", test_name(test), on(apic_id))),
+        GuestReport::Seen { what, apic_id } => {
+            let what = report_port::seen_name(what).map_or_else(|| format!("number {what}"), str::to_owned);
+            say(format!("saw {what}{}", on(apic_id)))
+        }
+        GuestReport::Stray { apic_id, vector } => say(stray(apic_id, vector)),
         GuestReport::ApMissing { apic_id } => say(format!("AP {apic_id} is missing")),
         GuestReport::Done { aps } => say(format!("done with {aps} APs")),
         GuestReport::GaveUp { aps } => say(format!("gave up waiting, {aps} APs came up")),
-        GuestReport::Broken { code } => say(format!("broke, code {code:#x}")),
+        GuestReport::Broken { code } => say(format!("broke: {}", broken_in_words(code))),
         GuestReport::Unknown { word } => say(format!("unknown report {word:#010x}")),
     }
 }
@@ -65,6 +79,7 @@ fn report(report: &GuestReport) -> String {
 pub fn describe(event: &Event) -> String {
     match event {
         Event::Report(said) => report(said),
+        Event::Milestone { name, line } => format!("console: {line} ({name})"),
         Event::FirstInstruction { cs, ip } => format!("first instruction at {cs:04x}:{ip:04x}"),
         Event::TripleFault => "triple fault".into(),
         Event::Unimplemented { what, rip } => format!("the software processor does not implement {what} at {rip:#x}"),

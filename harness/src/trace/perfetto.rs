@@ -3,6 +3,7 @@
 //! Each lane is a thread, each event a slice on it; a cause in another lane is an arrow.
 
 use super::{StoredTrace, describe, lane};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -23,7 +24,15 @@ pub fn write(trace: &StoredTrace, mut out: impl Write) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-fn document(trace: &StoredTrace) -> Value {
+/// The document. Readers that do not take it as a whole want the events first.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    trace_events: Vec<Value>,
+    display_time_unit: &'static str,
+}
+
+fn document(trace: &StoredTrace) -> Document {
     let records = &trace.trace.records;
     let mut threads: BTreeMap<Arc<str>, usize> = BTreeMap::new();
     for record in records {
@@ -52,7 +61,7 @@ fn document(trace: &StoredTrace) -> Value {
             events.push(arrow("f", tid, ts));
         }
     }
-    json!({"traceEvents": events, "displayTimeUnit": "ns"})
+    Document { trace_events: events, display_time_unit: "ns" }
 }
 
 #[cfg(test)]
@@ -70,7 +79,7 @@ mod tests {
                 record.cause.is_some_and(|cause| lane(&trace.records[cause as usize]) != lane(record))
             }).count();
             let document = document(&StoredTrace { cell, seed: 0, trace: Arc::new(trace) });
-            let events = document["traceEvents"].as_array().expect("a list");
+            let events = document.trace_events;
             let phase = |ph: &str| events.iter().filter(|event| event["ph"] == ph).collect::<Vec<_>>();
             prop_assert_eq!(phase("X").len(), count);
             prop_assert_eq!((phase("s").len(), phase("f").len()), (across, across));

@@ -29,14 +29,25 @@ const STYLE: &str = "\
 text{font:12px ui-monospace,monospace;fill:#24292f}.t{fill:#6e7781;text-anchor:end}.h{text-anchor:middle}\
 .lane{stroke:#d0d7de}.guest{fill:#1a7f37}.kernel{fill:#cf222e}.abi{fill:#9a6700}.frontend{fill:#0969da}\
 .cause{fill:none;stroke:#8c959f}.ipi{fill:none;stroke:#cf222e;stroke-width:1.5}\
-@media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.lane{stroke:#30363d}}";
+path.broken{fill:none;stroke:#cf222e;stroke-width:3;stroke-dasharray:6 3}circle.broken{fill:#cf222e;stroke:#cf222e;stroke-width:4}\
+text.broken{fill:#cf222e;font-weight:bold}\
+@media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.lane{stroke:#30363d}text.broken{fill:#ff7b72}}";
 
 /// Writes the significant events of a trace as one SVG document.
 ///
 /// # Errors
 /// Of the writer.
-pub fn write(trace: &StoredTrace, mut out: impl Write) -> io::Result<()> {
-    out.write_all(Picture::of(trace).draw(&trace.cell.to_string()).as_bytes())
+pub fn write(trace: &StoredTrace, out: impl Write) -> io::Result<()> {
+    write_marked(trace, &[], out)
+}
+
+/// Writes the picture with some events in red, by their numbers in the trace: where it parts ways with another. The arrow
+/// that leads to such an event is red too, and an IPI that got lost there is an arrow to nowhere.
+///
+/// # Errors
+/// Of the writer.
+pub fn write_marked(trace: &StoredTrace, marked: &[usize], mut out: impl Write) -> io::Result<()> {
+    out.write_all(Picture::of(trace, marked).draw(&trace.cell.to_string()).as_bytes())
 }
 
 /// A lane of the picture.
@@ -56,6 +67,10 @@ struct Row {
     spawns: bool,
     /// Whom an IPI went to.
     ipi: CpuSet,
+    /// Whether it is an IPI that reached nobody.
+    lost: bool,
+    /// Whether it is to stand out.
+    marked: bool,
 }
 
 struct Picture {
@@ -69,15 +84,18 @@ struct Picture {
 }
 
 impl Picture {
-    fn of(trace: &StoredTrace) -> Picture {
+    fn of(trace: &StoredTrace, marked: &[usize]) -> Picture {
         let mut picture =
             Picture { tasks: Vec::new(), lanes: BTreeMap::new(), rows: Vec::new(), threads: BTreeMap::new() };
         let records = &trace.trace.records;
         // The row of each event; that of its cause for one that has none.
         let mut row_of: Vec<Option<usize>> = Vec::with_capacity(records.len());
-        for (record, keep) in records.iter().zip(canonical::significant(&trace.trace)) {
+        for (at, (record, keep)) in records.iter().zip(canonical::significant(&trace.trace)).enumerate() {
             let cause = record.cause.and_then(|cause| *row_of.get(usize::try_from(cause).ok()?)?);
             row_of.push(if keep { Some(picture.add(record, cause)) } else { cause });
+            if let Some(row) = row_of[at].filter(|_| marked.contains(&at)) {
+                picture.rows[row].marked = true;
+            }
         }
         picture.place_lanes();
         picture
@@ -112,9 +130,10 @@ impl Picture {
             Event::IpiDelivered { targets, .. } => targets,
             _ => CpuSet::EMPTY,
         };
+        let lost = matches!(record.event, Event::IpiDropped { .. });
         let spawns = matches!(record.event, Event::TaskSpawned { .. });
         let label = format!("{vcpu}{}", describe(&record.event));
-        self.rows.push(Row { lane, t_ns: record.t_ns, label, count: 1, call, cause, spawns, ipi });
+        self.rows.push(Row { lane, t_ns: record.t_ns, label, count: 1, call, cause, spawns, ipi, lost, marked: false });
         self.rows.len() - 1
     }
 
@@ -155,11 +174,12 @@ impl Picture {
         for (index, row) in self.rows.iter().enumerate() {
             let y = row_y(index);
             let (ms, us) = (row.t_ns / 1_000_000, row.t_ns / 1_000 % 1_000);
-            let class = format!("{:?}", row.lane.1).to_lowercase();
+            let layer = format!("{:?}", row.lane.1).to_lowercase();
+            let (class, text) = if row.marked { ("broken", " class=\"broken\"") } else { (layer.as_str(), "") };
             let _ = writeln!(
                 svg,
                 "<text class=\"t\" x=\"{}\" y=\"{}\">{ms}.{us:03}</text>\
-                 <circle class=\"{class}\" cx=\"{}\" cy=\"{y}\" r=\"4\"/><text x=\"{labels}\" y=\"{}\">{}</text>",
+                 <circle class=\"{class}\" cx=\"{}\" cy=\"{y}\" r=\"4\"/><text{text} x=\"{labels}\" y=\"{}\">{}</text>",
                 LEFT - LABEL_GAP,
                 y + 4,
                 self.lanes[&row.lane],
@@ -217,8 +237,16 @@ impl Picture {
         };
         for (index, row) in self.rows.iter().enumerate() {
             let here = (self.lanes[&row.lane], row_y(index));
-            if let Some(cause) = row.cause.filter(|cause| self.worth_an_arrow(*cause, index)) {
-                arrow("cause", (self.lanes[&self.rows[cause].lane], row_y(cause)), (here.0, here.1 - 4));
+            let worth_it = |cause: &usize| {
+                let spawns = self.rows[*cause].spawns;
+                self.worth_an_arrow(*cause, index) || row.marked && *cause != index && !spawns
+            };
+            if let Some(cause) = row.cause.filter(worth_it) {
+                let class = if row.marked { "broken" } else { "cause" };
+                arrow(class, (self.lanes[&self.rows[cause].lane], row_y(cause)), (here.0, here.1 - 4));
+            }
+            if row.lost && row.marked {
+                arrow("broken", here, (here.0 + COLUMN, here.1 + ROW));
             }
             let targets = row.ipi.iter().filter_map(|vcpu| self.threads.get(&vcpu));
             for target in targets.filter_map(|task| self.lanes.get(&(*task, Layer::Guest))) {
@@ -276,6 +304,23 @@ mod tests {
         insta::assert_snapshot!(drawn(trace.finish()));
     }
 
+    #[test]
+    fn what_is_marked_is_red_with_the_arrow_that_leads_to_it() {
+        let mut trace = Builder::new();
+        let first = trace.emit("main", None, ioctl("before"));
+        let lost =
+            Event::IpiDropped { mode: DeliveryMode::Init, vector: 0, why: vmm::trace::DropReason::NoDestination };
+        let at = trace.emit_caused(first, "vcpu 0", Some(0), lost);
+        let cell = "bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft".parse().expect("a cell");
+        let stored = StoredTrace { cell, seed: 0, trace: Arc::new(trace.finish()) };
+        let mut out = Vec::new();
+        write_marked(&stored, &[usize::try_from(at).expect("few")], &mut out).expect("a vector takes every byte");
+        let svg = String::from_utf8(out).expect("text");
+        assert_eq!(svg.matches("<circle class=\"broken\"").count(), 1);
+        assert_eq!(svg.matches("<text class=\"broken\"").count(), 1);
+        assert_eq!(svg.matches("<path class=\"broken\"").count(), 2, "from its cause, and to nowhere: {svg}");
+    }
+
     proptest! {
         /// No event is lost: each is a row or counted in one, and whatever it says the document stays well-formed.
         #[test]
@@ -283,7 +328,7 @@ mod tests {
             let expected = canonical::significant(&trace).into_iter().filter(|keep| *keep).count();
             let cell = "bhyve-13.1@fbsd-13.1/mp-spec/xapic-2/soft".parse().expect("a cell");
             let stored = StoredTrace { cell, seed: 0, trace: Arc::new(trace) };
-            let picture = Picture::of(&stored);
+            let picture = Picture::of(&stored, &[]);
             prop_assert_eq!(picture.rows.iter().map(|row| row.count).sum::<usize>(), expected);
             let svg = drawn(Arc::try_unwrap(stored.trace).expect("the only one"));
             prop_assert_eq!(svg.matches("<circle").count(), picture.rows.len());

@@ -1,32 +1,8 @@
 //! The argument structures, FreeBSD 13 generation: LP64 little-endian with natural C alignment, padding spelled out.
 
+use super::macros::layouts;
 use crate::cpuset::CpuSet;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-macro_rules! layouts {
-    ($(
-        $(#[$meta:meta])*
-        $name:ident, $size:literal bytes { $( $(#[$field_meta:meta])* $field:ident: $ty:ty, )* }
-    )*) => {
-        $(
-            $(#[$meta])*
-            #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-            #[repr(C)]
-            #[allow(missing_docs, reason = "the fields are those of the structure in vmm_dev.h; units stand with the structure")]
-            pub struct $name {
-                $( $(#[$field_meta])* pub $field: $ty, )*
-            }
-
-            const _: () = assert!(size_of::<$name>() == $size, stringify!($name));
-
-            impl Default for $name {
-                fn default() -> $name {
-                    <$name as zerocopy::FromZeros>::new_zeroed()
-                }
-            }
-        )*
-    };
-}
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Size of the payload union of [`VmExit`], in bytes.
 pub const EXIT_PAYLOAD_LEN: usize = 120;
@@ -128,13 +104,22 @@ layouts! {
         how: i32,
     }
 
-    /// Payload of IPI (0bda8d3e9f7a on, until 14).
+    /// Payload of IPI from 0bda8d3e9f7a on, the mask by value: until 14, and in VM_RUN of 13.x on later kernels.
     ExitIpi, 40 bytes {
         /// The ICR's delivery mode bits, unshifted: 0x500 or 0x600.
         mode: u32,
         vector: u8,
         _pad: [u8; 3],
         dmask: [u64; 4],
+    }
+
+    /// Payload of DB (15 on): a debug exception. \[unverified]
+    ExitDbg, 40 bytes {
+        trace_trap: i32,
+        pushf_intercept: i32,
+        tf_shadow_val: i32,
+        _pad: u32,
+        paging: VmGuestPaging,
     }
 
     /// `struct vm_memmap`.
@@ -206,6 +191,27 @@ layouts! {
     /// `struct vm_activate_cpu`.
     VmActivateCpu, 4 bytes {
         vcpuid: i32,
+    }
+
+    /// `struct vm_snapshot_meta`, 13.x; see [`super::snapshot`]. The pointers count from the first byte of the argument.
+    VmSnapshotMeta, 72 bytes {
+        /// Ignored.
+        ctx: u64,
+        dev_data: u64,
+        /// Of devices in userspace; ignored by the kernel.
+        dev_name: u64,
+        /// `enum snapshot_req`: which structure.
+        dev_req: u32,
+        _pad: u32,
+        buf_start: u64,
+        buf_size: u64,
+        /// Where the next byte goes or comes from; the kernel advances it.
+        buf: u64,
+        /// How many bytes are left behind `buf`; the kernel counts it down.
+        buf_rem: u64,
+        /// `enum vm_snapshot_op`: 0 save, 1 restore.
+        op: u32,
+        _pad_end: u32,
     }
 
     /// `struct vm_cpuset`; the pointer counts from the first byte of the argument.
@@ -363,10 +369,11 @@ impl ExitInout {
 }
 
 impl ExitIpi {
-    /// The exit for an IPI of this mode (ICR bits 10:8, unshifted).
+    /// The exit for an IPI of this mode (ICR bits 10:8, unshifted). vCPUs from 256 on are left out without a word.
     #[must_use]
     pub fn new(mode: u32, vector: u8, dmask: CpuSet) -> ExitIpi {
-        ExitIpi { mode, vector, _pad: [0; 3], dmask: dmask.words() }
+        let [a, b, c, d, ..] = dmask.words();
+        ExitIpi { mode, vector, _pad: [0; 3], dmask: [a, b, c, d] }
     }
 
     /// The vCPUs that the IPI is for.
@@ -376,11 +383,37 @@ impl ExitIpi {
     }
 }
 
-impl VmMemseg {
-    /// The segment's name, without the NUL.
+macro_rules! memsegs {
+    ($($type:ty),*) => {
+        $(
+            impl $type {
+                /// A segment of this number, length in bytes and name, which is cut off where the structure ends.
+                #[must_use]
+                pub fn new(segid: i32, len: u64, name: &str) -> $type {
+                    let mut memseg = <$type as Default>::default();
+                    (memseg.segid, memseg.len, memseg.name) = (segid, len, super::name_field(name));
+                    memseg
+                }
+
+                /// The segment's name, without the NUL.
+                #[must_use]
+                pub fn name(&self) -> String {
+                    super::name_in(&self.name)
+                }
+            }
+        )*
+    };
+}
+
+memsegs!(VmMemseg, super::v12::VmMemseg, super::v15::VmMemseg, super::illumos::VmMemseg);
+
+impl super::v14::VmRun {
+    /// The argument for a vCPU, with room for the exit and then a mask of `cpusetsize` bytes behind it.
     #[must_use]
-    pub fn name(&self) -> String {
-        self.name.iter().take_while(|&&byte| byte != 0).map(|&byte| char::from(byte)).collect()
+    pub fn new(cpuid: i32, cpusetsize: usize) -> super::v14::VmRun {
+        let vm_exit = size_of::<super::v14::VmRun>() as u64;
+        let cpuset = vm_exit + size_of::<VmExit>() as u64;
+        super::v14::VmRun { cpuid, cpuset, cpusetsize: cpusetsize as u64, vm_exit, ..super::v14::VmRun::default() }
     }
 }
 

@@ -4,18 +4,31 @@
 //! and each generation of libvmmapi writes arguments of its own. A structure that changes size changes its request
 //! number, so that an ABI break shows up as it does on the real system: as `ENOTTY`.
 //!
+//! What stands here is the generation of FreeBSD 13; [`v12`], [`v14`] and [`v15`] hold what is different there, under the same
+//! names, [`vmmctl`] the device that 15 brought, and [`illumos`] that system's own boundary. Pointers inside an argument count
+//! from its first byte, so that what they point to stands in the same bytes, behind the structure.
+//!
 //! Source: `sys/amd64/include/vmm_dev.h`, `vmm.h`, `sys/sys/ioccom.h` of FreeBSD 13, gathered in the project's
 //! specification of the boundary.
 
+pub mod illumos;
 mod layout;
+mod macros;
+pub mod snapshot;
+pub mod v12;
+pub mod v14;
+pub mod v15;
+pub mod vmmctl;
+pub mod wide;
 
 pub use layout::*;
 
+use macros::{exitcodes, requests};
 use std::fmt;
 
 macro_rules! errnos {
     ($($name:ident = $number:literal, $text:literal;)*) => {
-        /// An error number as FreeBSD numbers it.
+        /// An error number as FreeBSD numbers it; that is how traces show it, whatever the kernel.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(i32)]
         #[allow(missing_docs, reason = "the names are errno's own")]
@@ -43,6 +56,8 @@ errnos! {
     EPERM = 1, "Operation not permitted";
     ENOENT = 2, "No such file or directory";
     EIO = 5, "Input/output error";
+    ENXIO = 6, "Device not configured";
+    E2BIG = 7, "Argument list too long";
     EBADF = 9, "Bad file descriptor";
     ENOMEM = 12, "Cannot allocate memory";
     EFAULT = 14, "Bad address";
@@ -61,6 +76,16 @@ impl Errno {
     #[must_use]
     pub fn number(self) -> i32 {
         self as i32
+    }
+
+    /// The number that illumos gives it (`sys/errno.h`): System V's from 35 on.
+    #[must_use]
+    pub fn number_on_illumos(self) -> i32 {
+        match self {
+            Errno::EOPNOTSUPP => 122,
+            Errno::EALREADY => 149,
+            other => other as i32,
+        }
     }
 }
 
@@ -96,23 +121,16 @@ impl Request {
         Request::new(IOC_IN | IOC_OUT, num, size_of::<T>())
     }
 
+    /// The same request in another group than `'v'`.
+    const fn in_group(self, group: u8) -> Request {
+        Request(self.0 & !0xff00 | (group as u32) << 8)
+    }
+
     /// `IOCPARM_LEN`: the size of the argument in bytes.
     #[must_use]
     pub const fn argument_len(self) -> usize {
         (self.0 >> 16 & 0x1fff) as usize
     }
-}
-
-macro_rules! requests {
-    ($($name:ident = $make:ident $(<$argument:ty>)? ($num:literal);)*) => {
-        $(
-            #[doc = concat!("`", stringify!($name), "`, number ", stringify!($num), ".")]
-            pub const $name: Request = Request::$make $(::<$argument>)? ($num);
-        )*
-
-        /// Every request with its name.
-        pub const REQUESTS: &[(&str, Request)] = &[$((stringify!($name), $name)),*];
-    };
 }
 
 requests! {
@@ -165,35 +183,37 @@ requests! {
     VM_RTC_WRITE = iow<VmRtcData>(101);
     VM_RTC_SETTIME = iow<VmRtcTime>(102);
     VM_RTC_GETTIME = ior<VmRtcTime>(103);
+    VM_SNAPSHOT_REQ = iowr<VmSnapshotMeta>(113);
+    VM_RESTORE_TIME = iowr<i32>(115);
 }
 
-/// The request's name, or `unknown`.
+/// Every generation's requests.
+const ALL_REQUESTS: [&[(&str, Request)]; 7] =
+    [REQUESTS, v12::REQUESTS, v14::REQUESTS, v15::REQUESTS, vmmctl::REQUESTS, wide::REQUESTS, illumos::REQUESTS];
+
+/// The request's name, or `unknown`. One name can stand for several numbers, a generation's each.
 #[must_use]
 pub fn request_name(request: Request) -> &'static str {
-    REQUESTS.iter().find(|(_, known)| *known == request).map_or("unknown", |(name, _)| name)
+    let mut known = ALL_REQUESTS.iter().copied().flatten();
+    known.find(|(_, number)| *number == request).map_or("unknown", |(name, _)| name)
+}
+
+/// A name as a field of fixed size, cut off so that a NUL follows.
+fn name_field<const LEN: usize>(name: &str) -> [u8; LEN] {
+    let mut field = [0; LEN];
+    let len = name.len().min(LEN - 1);
+    field[..len].copy_from_slice(&name.as_bytes()[..len]);
+    field
+}
+
+/// The characters before the NUL.
+pub(crate) fn name_in(field: &[u8]) -> String {
+    field.iter().take_while(|&&byte| byte != 0).map(|&byte| char::from(byte)).collect()
 }
 
 /// Exit codes of VM_RUN (`enum vm_exitcode`).
 pub mod exitcode {
-    macro_rules! exitcodes {
-        ($($name:ident = $number:literal,)*) => {
-            $(
-                #[doc = concat!("`VM_EXITCODE_", stringify!($name), "`.")]
-                pub const $name: u32 = $number;
-            )*
-
-            /// The exit code's name without its prefix, or `unknown`.
-            #[must_use]
-            pub fn name(code: u32) -> &'static str {
-                match code {
-                    $($number => stringify!($name),)*
-                    _ => "unknown",
-                }
-            }
-        };
-    }
-
-    exitcodes! {
+    super::exitcodes! {
         INOUT = 0,
         VMX = 1,
         BOGUS = 2,
@@ -219,6 +239,7 @@ pub mod exitcode {
         VMINSN = 22,
         BPT = 23,
         IPI = 24,
+        DB = 25,
     }
 }
 
@@ -242,10 +263,18 @@ pub mod cap {
     pub const RDTSCP: i32 = 7;
     /// INIT and STARTUP are handled by userspace (0bda8d3e9f7a, D35623).
     pub const IPI_EXIT: i32 = 8;
+    /// External interrupts are held back (fefac543590d, D39949).
+    pub const MASK_HWINTR: i32 = 9;
+    /// Single-step by RFLAGS.TF, on AMD (e3b4fe645e50, D42296).
+    pub const RFLAGS_TF: i32 = 10;
     /// `VM_CAP_MAX` before 0bda8d3e9f7a. \[inferred]
     pub const MAX_BEFORE_IPI_EXIT: i32 = 8;
     /// `VM_CAP_MAX` from 0bda8d3e9f7a on.
     pub const MAX_WITH_IPI_EXIT: i32 = 9;
+    /// `VM_CAP_MAX` from fefac543590d (D39949) on.
+    pub const MAX_WITH_MASK_HWINTR: i32 = 10;
+    /// `VM_CAP_MAX` from e3b4fe645e50 (D42296) on.
+    pub const MAX_WITH_RFLAGS_TF: i32 = 11;
 }
 
 /// How a VM is suspended as a whole (`enum vm_suspend_how`).
@@ -260,8 +289,12 @@ pub mod suspend {
     pub const HALT: i32 = 3;
     /// Triple fault.
     pub const TRIPLEFAULT: i32 = 4;
-    /// The first number past the list.
+    /// The VM is being destroyed (15 on); given by the kernel itself.
+    pub const DESTROY: i32 = 5;
+    /// The first number past the list before 15.
     pub const LAST: i32 = 5;
+    /// The first number past the list from 15 on.
+    pub const LAST_WITH_DESTROY: i32 = 6;
 
     /// The reason in words.
     #[must_use]
@@ -272,6 +305,7 @@ pub mod suspend {
             POWEROFF => "poweroff",
             HALT => "halt",
             TRIPLEFAULT => "triple fault",
+            DESTROY => "destroy",
             _ => "unknown",
         }
     }
@@ -289,6 +323,12 @@ mod tests {
         assert_eq!(VM_SET_TOPOLOGY.0, 0x8008_763F);
         assert_eq!(VM_GET_CPUS.0, 0x8010_765B);
         assert_eq!(VM_RUN.argument_len(), 144);
+        assert_eq!(v14::VM_RUN.0, 0xC020_7601, "_IOWR('v', 1, 32 bytes)");
+        assert_eq!(v12::VM_ALLOC_MEMSEG.0, 0x8050_760E);
+        assert_eq!(VM_ALLOC_MEMSEG.0, 0x8020_760E);
+        assert_eq!(v15::VM_ALLOC_MEMSEG.0, 0x8038_760E);
+        assert_eq!(vmmctl::VMMCTL_VM_CREATE.0, 0xC128_5600);
+        assert_eq!(vmmctl::VMMCTL_VM_DESTROY.0, 0xC128_5601);
     }
 
     #[test]
@@ -304,9 +344,12 @@ mod tests {
 
     #[test]
     fn request_numbers_are_distinct() {
-        let numbers: std::collections::BTreeSet<_> = REQUESTS.iter().map(|(_, request)| request).collect();
-        assert_eq!(numbers.len(), REQUESTS.len());
-        assert_eq!(request_name(VM_RUN), "VM_RUN");
+        let all = || ALL_REQUESTS.into_iter().flatten();
+        let numbers: std::collections::BTreeSet<_> = all().map(|(_, request)| request).collect();
+        assert_eq!(numbers.len(), all().count());
+        for request in [VM_RUN, v14::VM_RUN, illumos::VM_RUN] {
+            assert_eq!(request_name(request), "VM_RUN");
+        }
         assert_eq!(request_name(Request(0)), "unknown");
     }
 }

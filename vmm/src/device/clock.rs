@@ -1,7 +1,9 @@
 //! Ticks and nanoseconds.
 
+use serde::{Deserialize, Serialize};
+
 /// The rate of a counter, in ticks per second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Frequency {
     hz: u64,
 }
@@ -29,7 +31,7 @@ fn saturate(value: u128) -> u64 {
 }
 
 /// A countdown under way. It keeps where it began, so that a periodic one does not drift by the rounding to nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Countdown {
     frequency: Frequency,
     /// When the first period began, in nanoseconds.

@@ -4,6 +4,7 @@
 //! with it, and an ICW4 without automatic EOI ends that mode.
 
 use super::{IrqState, Refused};
+use serde::{Deserialize, Serialize};
 
 const MASTER: u16 = 0x20;
 const SLAVE: u16 = 0xa0;
@@ -34,7 +35,7 @@ const OCW3_SMM: u8 = 1 << 5;
 const OCW3_ESMM: u8 = 1 << 6;
 
 /// What a write to the data port means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Expects {
     Icw2,
     Icw3,
@@ -43,7 +44,7 @@ enum Expects {
 }
 
 /// One 8259A.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Atpic {
     /// Whether the initialization sequence has been completed.
     ready: bool,
@@ -226,7 +227,7 @@ impl Atpic {
 ///
 /// Methods that return whether INTR rose leave it to the caller to tell: LINT0 of every active vCPU, and a pulse at pin 0
 /// of the I/O APIC (MultiProcessor Specification 1.4, 3.6.2).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vatpic {
     master: Atpic,
     slave: Atpic,

@@ -6,6 +6,7 @@
 
 use super::Refused;
 use super::clock::{Countdown, Frequency};
+use serde::{Deserialize, Serialize};
 
 const FREQUENCY: Frequency = Frequency::hz(1_193_182);
 
@@ -28,7 +29,7 @@ const STATUS_OUT: u8 = 1 << 7;
 const STATUS_NULL_COUNT: u8 = 1 << 6;
 
 /// What a counter does, bits 3:1 of its control word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Mode {
     /// 0: OUT rises when the count is reached.
     InterruptOnTerminalCount,
@@ -53,7 +54,7 @@ impl Mode {
 }
 
 /// One of the two bytes of a count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Half {
     Low,
     High,
@@ -76,7 +77,7 @@ impl Half {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Counter {
     mode: Mode,
     /// 0 until the first count is written.
@@ -177,7 +178,7 @@ impl Counter {
 }
 
 /// The interval timer of a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vatpit {
     counters: [Counter; 3],
     /// When counter 0 interrupts.

@@ -4,6 +4,7 @@
 use super::IrqState;
 use super::clock::Frequency;
 use super::message::Message;
+use serde::{Deserialize, Serialize};
 
 /// `VHPET_BASE`: where the registers are.
 pub const VHPET_BASE: u64 = 0xfed0_0000;
@@ -54,7 +55,7 @@ pub enum Interrupt {
     Message(Message),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Timer {
     config: u64,
     fsb: u64,
@@ -144,7 +145,7 @@ impl Timer {
 }
 
 /// The HPET of a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vhpet {
     enabled: bool,
     /// The counter at `base`, or for good while it stands still.

@@ -4,6 +4,7 @@ use super::message::Message;
 use super::{IrqState, Refused};
 use crate::trace::DeliveryMode;
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
 
 /// `VIOAPIC_BASE`: where the registers are; the page is 4 KiB.
 pub const VIOAPIC_BASE: u64 = 0xfec0_0000;
@@ -51,8 +52,9 @@ impl Redirection {
     const NO_ROUTING: u64 = Redirection::new().with_masked(true).with_active_low(true).into_bits();
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Pin {
+    #[serde(with = "as_bits")]
     redirection: Redirection,
     /// Assertions less de-assertions.
     asserted: i32,
@@ -70,7 +72,7 @@ pub struct Written {
 }
 
 /// The I/O APIC of a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vioapic {
     id: u32,
     ioregsel: u8,
@@ -201,6 +203,20 @@ fn entry(register: u8) -> usize {
 /// Where in its entry a redirection table register begins.
 fn shift(register: u8) -> u32 {
     u32::from(register % 2) * 32
+}
+
+/// How a snapshot keeps a redirection entry: as its 64 bits.
+mod as_bits {
+    use super::Redirection;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(entry: &Redirection, serializer: S) -> Result<S::Ok, S::Error> {
+        entry.into_bits().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Redirection, D::Error> {
+        u64::deserialize(deserializer).map(Redirection::from_bits)
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The ACPI power management timer (`vpmtmr.c`; ACPI 4.8.3.3): a free-running 32-bit counter at 3.579545 MHz.
 
 use super::clock::Frequency;
+use serde::{Deserialize, Serialize};
 
 /// `IO_PMTMR`: the port of the counter. It is read in four bytes; vmm refuses other sizes, and writes.
 pub const IO_PMTMR: u16 = 0x408;
@@ -8,7 +9,7 @@ pub const IO_PMTMR: u16 = 0x408;
 const FREQUENCY: Frequency = Frequency::hz(3_579_545);
 
 /// The power management timer of a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vpmtmr {
     base: u64,
 }

@@ -5,6 +5,7 @@
 
 use super::Refused;
 use super::clock::{Countdown, Frequency};
+use serde::{Deserialize, Serialize};
 
 /// `IO_RTC`: selects a byte. Reads as 0xff.
 const INDEX: u16 = 0x70;
@@ -59,9 +60,10 @@ const D_VALID: u8 = 0x80;
 const REPRESENTABLE: std::ops::Range<i64> = 0..253_402_300_800;
 
 /// The real-time clock of a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vrtc {
     index: u8,
+    #[serde(with = "cmos")]
     cmos: [u8; 128],
     /// Seconds since 1970 at `base`. `None` when nobody knows: the guest has halted the clock to set it, or has set it to
     /// what is no date.
@@ -483,6 +485,21 @@ fn days_in_month(year: i64, month: u8) -> i64 {
 fn days_before_year(year: i64) -> i64 {
     let leap_years_before = |year: i64| (year - 1) / 4 - (year - 1) / 100 + (year - 1) / 400;
     (year - 1970) * 365 + leap_years_before(year) - leap_years_before(1970)
+}
+
+/// How a snapshot keeps the bytes: as a list.
+mod cmos {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 128], serializer: S) -> Result<S::Ok, S::Error> {
+        bytes.as_slice().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 128], D::Error> {
+        let bytes = Vec::<u8>::deserialize(deserializer)?;
+        <[u8; 128]>::try_from(bytes).map_err(|bytes| D::Error::invalid_length(bytes.len(), &"128 bytes"))
+    }
 }
 
 #[cfg(test)]

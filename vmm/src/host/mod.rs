@@ -135,6 +135,13 @@ impl Host {
         unwind()
     }
 
+    /// Ends the cell with [`End::HarnessError`], from outside any of its tasks: for whoever watches it and has waited long
+    /// enough. In virtual time the task that runs takes notice where it next yields or waits, so that the state of the cell
+    /// is whole; a task that does neither is not stopped.
+    pub fn abandon(&self, why: &str) {
+        self.runtime.abandon(End::HarnessError(why.to_owned()));
+    }
+
     /// Registers what is called once, from any task, when the cell ends: with it the kernel kicks running vCPUs. Called at
     /// once when the cell has ended already.
     pub fn on_end(&self, hook: impl Fn() + Send + 'static) {
@@ -280,6 +287,8 @@ trait Runtime: Send + Sync {
     fn require_task(&self);
     /// Ends the cell, but does not unwind the current task.
     fn end(&self, end: End);
+    /// Ends the cell from outside any task.
+    fn abandon(&self, end: End);
     fn on_end(&self, hook: Hook);
     fn now(&self) -> u64;
     fn charge(&self, ns: u64);

@@ -593,3 +593,28 @@ fn many_short_tasks_take_the_places_of_those_that_are_gone() {
     });
     assert_eq!((finished.end, count.load(Ordering::Relaxed)), (End::Exit(0), 2000));
 }
+
+#[test]
+fn whoever_watches_a_cell_can_end_it_from_outside() {
+    on_both(|host| {
+        let (inside, outside) = (host.clone(), host.clone());
+        let began = Arc::new(AtomicBool::new(false));
+        let seen = began.clone();
+        let watcher = std::thread::spawn(move || {
+            while !seen.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            outside.abandon("long enough");
+        });
+        let finished = host.run("main", move || {
+            began.store(true, Ordering::Relaxed);
+            loop {
+                // The cell's own limit is far away: in virtual time this loop stands still.
+                std::thread::yield_now();
+                inside.yield_now();
+            }
+        });
+        watcher.join().expect("it has nothing to panic about");
+        assert_eq!(finished.end, End::HarnessError("long enough".into()));
+    });
+}

@@ -330,6 +330,10 @@ impl Runtime for Threads {
         self.end_with(&mut self.state.lock(), end);
     }
 
+    fn abandon(&self, end: End) {
+        self.end(end);
+    }
+
     fn on_end(&self, hook: Hook) {
         let mut state = self.state.lock();
         if state.end.is_some() {

@@ -57,6 +57,8 @@ struct State {
     random: SplitMix64,
     recorder: Recorder,
     hooks: Vec<Hook>,
+    /// How the cell is to end at the next turn, by the will of somebody outside.
+    abandoned: Option<End>,
     /// How the cell ended, and when.
     end: Option<(End, u64)>,
     no_task: Arc<str>,
@@ -92,6 +94,7 @@ impl VirtualTime {
                 random: SplitMix64::new(seed),
                 recorder: Recorder::default(),
                 hooks: Vec::new(),
+                abandoned: None,
                 end: None,
                 no_task: Arc::from(NO_TASK),
                 started: false,
@@ -108,6 +111,17 @@ impl VirtualTime {
         let state = self.state.lock();
         if state.end.is_some() && state.current.is_some() {
             drop(state);
+            unwind();
+        }
+        Some(state)
+    }
+
+    /// The beginning of a call in which somebody outside can end the cell: nothing of it is in flight there.
+    fn at_turn(&self) -> Option<MutexGuard<'_, State>> {
+        let mut state = self.at_switch_point()?;
+        if let Some(end) = state.abandoned.take() {
+            let now = state.context().1;
+            self.end_at(state, now, end);
             unwind();
         }
         Some(state)
@@ -353,6 +367,10 @@ impl Runtime for VirtualTime {
         self.end_at(state, now, end);
     }
 
+    fn abandon(&self, end: End) {
+        self.state.lock().abandoned = Some(end);
+    }
+
     fn on_end(&self, hook: Hook) {
         let mut state = self.state.lock();
         if state.end.is_some() {
@@ -381,7 +399,7 @@ impl Runtime for VirtualTime {
     }
 
     fn yield_now(&self) {
-        let Some(mut state) = self.at_switch_point() else { return };
+        let Some(mut state) = self.at_turn() else { return };
         let id = state.current();
         let due = (state.tasks[id].clock, state.random.next());
         if due >= state.horizon {
@@ -391,7 +409,7 @@ impl Runtime for VirtualTime {
     }
 
     fn wait(&self, channel: Option<WaitChannel>, timeout: Option<u64>) -> Woken {
-        let Some(mut state) = self.at_switch_point() else { return Woken::Timeout };
+        let Some(mut state) = self.at_turn() else { return Woken::Timeout };
         let id = state.current();
         let due = match timeout {
             Some(ns) => (state.tasks[id].clock.saturating_add(ns), state.random.next()),

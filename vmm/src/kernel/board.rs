@@ -1,5 +1,7 @@
 //! The board: the interrupt controllers and timers that all vCPUs of a VM share, and how they are wired.
 
+use super::snapshot;
+use crate::abi::snapshot::req;
 use crate::abi::{Errno, VmIsaIrq, VmIsaIrqTrigger};
 use crate::device::message::Message;
 use crate::device::vatpic::Vatpic;
@@ -63,6 +65,34 @@ impl Board {
     pub(super) fn take_signals(&mut self) -> Option<Signals> {
         let raised = self.signals.extint || !self.signals.messages.is_empty();
         raised.then(|| std::mem::take(&mut self.signals))
+    }
+
+    // -- snapshots --------------------------------------------------------------------------------------------------
+
+    /// The device that a number of [`req`] stands for, as bytes; `None` when it is none of the board.
+    pub(super) fn save(&self, structure: u32) -> Option<Vec<u8>> {
+        Some(match structure {
+            req::VIOAPIC => snapshot::encode(&self.ioapic),
+            req::VATPIC => snapshot::encode(&self.atpic),
+            req::VATPIT => snapshot::encode(&self.pit),
+            req::VPMTMR => snapshot::encode(&self.pmtmr),
+            req::VRTC => snapshot::encode(&self.rtc),
+            req::VHPET => snapshot::encode(&self.hpet),
+            _ => return None,
+        })
+    }
+
+    /// Puts a device back as it was saved; EINVAL for bytes that are none. `None` as for [`Board::save`].
+    pub(super) fn restore(&mut self, structure: u32, bytes: &[u8]) -> Option<Result<(), Errno>> {
+        Some(match structure {
+            req::VIOAPIC => snapshot::decode(bytes).map(|device| self.ioapic = device),
+            req::VATPIC => snapshot::decode(bytes).map(|device| self.atpic = device),
+            req::VATPIT => snapshot::decode(bytes).map(|device| self.pit = device),
+            req::VPMTMR => snapshot::decode(bytes).map(|device| self.pmtmr = device),
+            req::VRTC => snapshot::decode(bytes).map(|device| self.rtc = device),
+            req::VHPET => snapshot::decode(bytes).map(|device| self.hpet = device),
+            _ => return None,
+        })
     }
 
     // -- interrupt lines --------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 use crate::abi::VmCpuTopology;
 use crate::engine::CpuidEntry;
 
-/// CPUID.1:EDX: FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, FXSR, HTT.
+/// CPUID.1:EDX: FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE, SSE2, HTT.
 const FEATURES_EDX: u32 = 1
     | 1 << 2
     | 1 << 3
@@ -20,10 +20,13 @@ const FEATURES_EDX: u32 = 1
     | 1 << 16
     | 1 << 17
     | 1 << 19
+    | 1 << 23
     | 1 << 24
+    | 1 << 25
+    | 1 << 26
     | 1 << 28;
-/// CPUID.1:ECX: CX16, PCID, MOVBE, POPCNT, XSAVE, and that there is a hypervisor.
-const FEATURES_ECX: u32 = 1 << 13 | 1 << 17 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31;
+/// CPUID.1:ECX: SSE3, SSSE3, CX16, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, XSAVE, and that there is a hypervisor.
+const FEATURES_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 17 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31;
 const FEATURES_ECX_X2APIC: u32 = 1 << 21;
 /// CPUID.80000001H:EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
 const EXTENDED_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;

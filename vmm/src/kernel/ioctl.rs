@@ -1,16 +1,18 @@
 //! `vmmdev_ioctl`: from request number and argument bytes to what the VM does, and back to bytes and errno.
 
+use super::generation::{Call, Form, capability_of_illumos};
 use super::memory::{MapError, MemMap};
 use super::vcpu::{Counter, Vcpu};
 use super::vm::{State, Vm};
-use crate::abi::*;
-use crate::cpuset::{CPU_SETSIZE, CpuSet};
+use crate::abi::illumos::entry_cmd;
+use crate::abi::{self, *};
+use crate::cpuset::CpuSet;
 use crate::device::message::Message;
 use crate::device::vhpet;
 use crate::device::vioapic::PINS;
 use crate::device::vlapic::Lvt;
-use crate::engine::{Reg, SegDesc};
-use crate::history::MaxCpus;
+use crate::engine::{Completion, Reg, SegDesc};
+use crate::history::{Boundary, MaxCpus, MemsegAbi};
 use crate::trace::Event;
 use std::fmt::Write as _;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -22,46 +24,64 @@ impl Vm {
     /// `ioctl(2)` on the VM's device node.
     pub(super) fn ioctl(&self, request: Request, arg: &mut [u8]) -> Result<(), Errno> {
         self.host.charge(SYSCALL_NS);
-        if !REQUESTS.iter().any(|(_, known)| *known == request) {
-            self.record_ioctl(request, None, arg, Err(Errno::ENOTTY));
+        let Some(call) = self.known(request) else {
+            self.record_ioctl(request, None, String::new(), Err(Errno::ENOTTY));
             return Err(Errno::ENOTTY);
-        }
-        assert!(arg.len() >= request.argument_len(), "the caller's buffer is smaller than its own request says");
+        };
+        assert!(arg.len() >= call.argument_len, "the caller's buffer is smaller than its own request says");
         let mut st = self.lock();
-        if request == VM_RUN {
-            return self.ioctl_run(&mut st, arg);
+        if st.destroyed {
+            self.record_ioctl(request, None, String::new(), Err(Errno::ENXIO));
+            return Err(Errno::ENXIO);
         }
-        self.hold_notes(&mut st);
+        st.in_ioctl += 1;
+        let result = self.ioctl_inside(&mut st, request, call, arg);
+        st.in_ioctl -= 1;
+        if st.destroyed && st.in_ioctl == 0 {
+            self.host.wake(self.device_channel());
+        }
+        result
+    }
+
+    fn ioctl_inside(&self, st: &mut State<'_>, request: Request, call: Call, arg: &mut [u8]) -> Result<(), Errno> {
+        if call.request == VM_RUN {
+            return self.ioctl_run(st, request, call.form, arg);
+        }
+        self.hold_notes(st);
         let mut vcpu = None;
-        let locked = if of_whole_vm(request) { self.lock_all(&mut st) } else { CpuSet::EMPTY };
-        let result = self.dispatch(&mut st, request, arg, &mut vcpu);
+        let locked = if of_whole_vm(call.request) { self.lock_all(st) } else { CpuSet::EMPTY };
+        let result = self.dispatch(st, call, arg, &mut vcpu);
         for id in locked.iter() {
-            self.become_idle(&mut st, id);
+            self.become_idle(st, id);
         }
-        self.record_ioctl(request, vcpu, arg, result);
-        self.release_notes(&mut st);
+        self.record_ioctl(request, vcpu, argument_in_words(call, arg), result);
+        self.release_notes(st);
         result
     }
 
     /// VM_RUN: a success is recorded as the exit that it returns, which is then the cause of what the thread does about it.
-    fn ioctl_run(&self, st: &mut State<'_>, arg: &mut [u8]) -> Result<(), Errno> {
-        let mut run: VmRun = load(arg);
-        let result = self.vcpu_id(st, run.cpuid).and_then(|id| Ok((id, self.vm_run(st, id)?)));
-        let (id, exit) = match result {
+    fn ioctl_run(&self, st: &mut State<'_>, request: Request, form: Form, arg: &mut [u8]) -> Result<(), Errno> {
+        // Every form begins with the number of the vCPU.
+        let cpuid: i32 = load(arg);
+        let mut run = |st: &mut State<'_>| {
+            let id = self.vcpu_id(st, cpuid)?;
+            let exit = if form == Form::Illumos { self.run_entry(st, id, load(arg))? } else { self.vm_run(st, id)? };
+            self.copy_out_exit(st, id, form, &exit, arg)?;
+            Ok((id, exit))
+        };
+        let (id, exit) = match run(st) {
             Ok(done) => done,
             Err(errno) => {
-                self.record_ioctl(VM_RUN, Some(run.cpuid), arg, Err(errno));
+                self.record_ioctl(request, Some(cpuid), String::new(), Err(errno));
                 return Err(errno);
             }
         };
-        run.vm_exit = exit;
-        store(arg, &run);
         // The loop of a suspended AP's thread is one exit.
         if st.vcpu(id).debug_streak <= 1 {
             let event = Event::Exit {
                 code: exit.exitcode,
-                name: exitcode::name(exit.exitcode).to_owned(),
-                payload: payload_in_words(&exit),
+                name: self.exit_name(exit.exitcode).to_owned(),
+                payload: self.payload_in_words(st, id, &exit),
             };
             let seq = self.host.emit(Some(id as u16), event);
             self.host.set_cause(Some(seq));
@@ -69,24 +89,200 @@ impl Vm {
         Ok(())
     }
 
-    fn record_ioctl(&self, request: Request, vcpu: Option<i32>, arg: &[u8], result: Result<(), Errno>) {
+    fn exit_name(&self, code: u32) -> &'static str {
+        match self.behaviour.boundary {
+            Boundary::FreeBsd => exitcode::name(code),
+            Boundary::Illumos => illumos::exitcode::name(code),
+        }
+    }
+
+    fn payload_in_words(&self, st: &mut State<'_>, id: usize, exit: &VmExit) -> String {
+        if self.behaviour.boundary == Boundary::Illumos && exit.exitcode == illumos::exitcode::MMIO {
+            let illumos::VmMmio { bytes, read, gpa, data, .. } = exit.payload();
+            return if read != 0 {
+                format!("read gpa={gpa:#x} bytes={bytes}")
+            } else {
+                format!("write gpa={gpa:#x} bytes={bytes} data={data:#x}")
+            };
+        }
+        payload_in_words(exit, st.vcpu(id).exit_cpuset)
+    }
+
+    /// Hands the exit to userspace, in the form in which it asked. \[read]
+    fn copy_out_exit(
+        &self,
+        st: &mut State<'_>,
+        id: usize,
+        form: Form,
+        exit: &VmExit,
+        arg: &mut [u8],
+    ) -> Result<(), Errno> {
+        let is_ipi = exit.exitcode == exitcode::IPI;
+        let mask = st.vcpu(id).exit_cpuset;
+        match form {
+            // VM_RUN_13 of later kernels makes a mask of 256 bits, as these have it. vCPUs beyond are lost without a word.
+            Form::V13 | Form::V12 | Form::V15 => {
+                let run: VmRun = load(arg);
+                store(arg, &VmRun { vm_exit: *exit, ..run });
+            }
+            Form::Wide => {
+                let mut run: abi::wide::VmRun = load(arg);
+                let VmExit { exitcode, inst_length, rip, payload } = *exit;
+                run.vm_exit = abi::wide::VmExit { exitcode, inst_length, rip, ..Default::default() };
+                run.vm_exit.payload[..EXIT_PAYLOAD_LEN].copy_from_slice(&payload);
+                if is_ipi {
+                    let ExitIpi { mode, vector, .. } = exit.payload();
+                    let ipi = abi::wide::ExitIpi { mode, vector, _pad: [0; 3], dmask: mask.words() };
+                    run.vm_exit.payload.copy_from_slice(ipi.as_bytes());
+                }
+                store(arg, &run);
+            }
+            Form::V14 => {
+                let run: abi::v14::VmRun = load(arg);
+                let mut told = *exit;
+                if is_ipi {
+                    let ExitIpi { mode, vector, .. } = exit.payload();
+                    told = VmExit::new(exitcode::IPI, &abi::v14::ExitIpi { mode, vector, _pad: [0; 3] });
+                    (told.inst_length, told.rip) = (exit.inst_length, exit.rip);
+                }
+                user_bytes(arg, run.vm_exit, size_of::<VmExit>())?.copy_from_slice(told.as_bytes());
+                if is_ipi {
+                    let words = mask.words();
+                    let own = &words.as_bytes()[..usize::from(self.behaviour.cpu_setsize) / 8];
+                    let size = usize::try_from(run.cpusetsize).map_err(|_| Errno::EFAULT)?;
+                    let buffer = user_bytes(arg, run.cpuset, size)?;
+                    buffer.fill(0);
+                    let known = size.min(own.len());
+                    buffer[..known].copy_from_slice(&own[..known]);
+                }
+            }
+            Form::Illumos => {
+                let entry: illumos::VmEntry = load(arg);
+                let told = self.exit_of_illumos(st, id, exit);
+                user_bytes(arg, entry.exit_data, size_of::<illumos::VmExit>())?.copy_from_slice(told.as_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    // -- illumos ----------------------------------------------------------------------------------------------------
+
+    /// VM_RUN with what userspace made of the last exit. An exit that asks for something comes again until it gets it. EINVAL when userspace
+    /// brings what nobody asked for. \[inferred]
+    ///
+    /// With VEC_FLAG_EXIT_CONSISTENT the vCPU does not enter the guest once nothing is asked for any more: the exit is BOGUS. What was
+    /// brought is committed by the run after that. \[inferred]
+    fn run_entry(&self, st: &mut State<'_>, id: usize, entry: illumos::VmEntry) -> Result<VmExit, Errno> {
+        self.await_idle(st, id);
+        self.ensure_engine(st, id);
+        let wanted = st.vcpu(id).unfulfilled;
+        let wanted_code = wanted.map(|exit| exit.exitcode);
+        match (entry.cmd & !entry_cmd::FLAG_EXIT_CONSISTENT, wanted) {
+            (entry_cmd::DEFAULT, None) => {}
+            (entry_cmd::DEFAULT, Some(again)) => {
+                return Ok(VmExit { exitcode: again.exitcode, rip: again.rip, ..VmExit::default() });
+            }
+            (entry_cmd::DISCARD_INSTR, _) => st.vcpu(id).abandon_in_flight(),
+            (entry_cmd::FULFILL_MMIO, Some(_)) if wanted_code == Some(illumos::exitcode::MMIO) => {
+                let mmio: illumos::VmMmio = load(&entry.fulfil);
+                st.vcpu(id).fulfil(if mmio.read != 0 { Completion::Value(mmio.data) } else { Completion::Done });
+            }
+            (entry_cmd::FULFILL_INOUT, Some(_)) if wanted_code == Some(illumos::exitcode::INOUT) => {
+                let inout: illumos::VmInout = load(&entry.fulfil);
+                let value = inout.is_in().then(|| Completion::Value(u64::from(inout.eax)));
+                st.vcpu(id).fulfil_inout(value);
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        if entry.cmd & entry_cmd::FLAG_EXIT_CONSISTENT != 0 {
+            return Ok(VmExit { exitcode: exitcode::BOGUS, ..VmExit::default() });
+        }
+        self.vm_run(st, id)
+    }
+
+    /// The exit in illumos's own structures. One that asks for something is kept, to be told again.
+    fn exit_of_illumos(&self, st: &mut State<'_>, id: usize, exit: &VmExit) -> illumos::VmExit {
+        let vcpu = st.vcpu(id);
+        if let Some(again) = vcpu.unfulfilled.filter(|again| again.exitcode == exit.exitcode) {
+            return again;
+        }
+        let mut told = match exit.exitcode {
+            exitcode::INOUT => {
+                let inout: ExitInout = exit.payload();
+                let flags = if inout.is_in() { illumos::VmInout::IN } else { 0 };
+                let (eax, port, bytes) = (inout.eax, inout.port, inout.bytes());
+                let inout = illumos::VmInout { eax, port, bytes, flags, ..illumos::VmInout::default() };
+                illumos::VmExit::new(illumos::exitcode::INOUT, &inout)
+            }
+            exitcode::SUSPENDED => {
+                let ExitSuspended { how } = exit.payload();
+                let suspended = illumos::ExitSuspended { how, source: -1, when: st.suspended_at };
+                illumos::VmExit::new(illumos::exitcode::SUSPENDED, &suspended)
+            }
+            code => {
+                let mut told = illumos::VmExit { exitcode: code, ..illumos::VmExit::default() };
+                told.payload.copy_from_slice(&exit.payload[..illumos::EXIT_PAYLOAD_LEN]);
+                told
+            }
+        };
+        (told.inst_length, told.rip) = (exit.inst_length, exit.rip);
+        if matches!(told.exitcode, illumos::exitcode::INOUT | illumos::exitcode::MMIO) {
+            st.vcpu(id).unfulfilled = Some(told);
+        }
+        told
+    }
+
+    /// The requests that illumos alone has.
+    fn dispatch_illumos(
+        &self,
+        st: &mut State<'_>,
+        request: Request,
+        arg: &mut [u8],
+        named: &mut dyn FnMut(i32) -> i32,
+    ) -> Result<(), Errno> {
+        match request {
+            illumos::VM_RESET_CPU => {
+                let reset: illumos::VmVcpuReset = load(arg);
+                let target = self.idle_vcpu(st, named(reset.vcpuid))?;
+                Vm::reset_cpu(target, reset)
+            }
+            illumos::VM_GET_RUN_STATE => {
+                let illumos::VmRunState { vcpuid, .. } = load(arg);
+                let state = Vm::get_run_state(self.idle_vcpu(st, named(vcpuid))?, vcpuid);
+                store(arg, &state);
+                Ok(())
+            }
+            illumos::VM_SET_RUN_STATE => {
+                let wanted: illumos::VmRunState = load(arg);
+                let id = self.idle_vcpu(st, named(wanted.vcpuid))?.id;
+                self.set_run_state(st, id, wanted)
+            }
+            illumos::VM_DEVMEM_GETOFFSET => {
+                let mut devmem: illumos::VmDevmemOffset = load(arg);
+                devmem.offset = st.memory.devmem_offset(devmem.segid)?;
+                store(arg, &devmem);
+                Ok(())
+            }
+            // Those of /dev/vmmctl are not the VM's.
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------------------------
+
+    fn record_ioctl(&self, request: Request, vcpu: Option<i32>, detail: String, result: Result<(), Errno>) {
         let event = Event::Ioctl {
             name: request_name(request).to_owned(),
             request: request.0,
-            detail: argument_in_words(request, arg),
+            detail,
             errno: result.map_or_else(Errno::number, |()| 0),
         };
         self.host.emit(vcpu.and_then(|id| u16::try_from(id).ok()), event);
     }
 
     /// Everything but VM_RUN. `vcpu` is set to the vCPU that the request names, for the record.
-    fn dispatch(
-        &self,
-        st: &mut State<'_>,
-        request: Request,
-        arg: &mut [u8],
-        vcpu: &mut Option<i32>,
-    ) -> Result<(), Errno> {
+    fn dispatch(&self, st: &mut State<'_>, call: Call, arg: &mut [u8], vcpu: &mut Option<i32>) -> Result<(), Errno> {
+        let Call { request, form, .. } = call;
         let mut named = |id: i32| {
             *vcpu = Some(id);
             id
@@ -130,14 +326,12 @@ impl Vm {
             VM_SET_CAPABILITY => {
                 let VmCapability { cpuid, captype, capval, .. } = load(arg);
                 let target = self.idle_vcpu(st, named(cpuid))?;
-                self.check_capability(captype)?;
-                target.set_capability(captype, capval)?;
+                target.set_capability(self.capability(captype)?, capval)?;
             }
             VM_GET_CAPABILITY => {
                 let mut capability: VmCapability = load(arg);
                 let target = self.idle_vcpu(st, named(capability.cpuid))?;
-                self.check_capability(capability.captype)?;
-                capability.capval = target.capability(capability.captype)?;
+                capability.capval = target.capability(self.capability(capability.captype)?)?;
                 store(arg, &capability);
             }
             VM_SET_X2APIC_STATE => {
@@ -170,7 +364,8 @@ impl Vm {
                 let VmActivateCpu { vcpuid } = load(arg);
                 self.resume_cpu(st, named(vcpuid))?;
             }
-            VM_GET_CPUS => get_cpus(st, arg)?,
+            VM_GET_CPUS => self.get_cpus(st, arg)?,
+            // illumos's begins with the same word.
             VM_SUSPEND => {
                 let VmSuspend { how } = load(arg);
                 self.suspend(st, 0, how)?;
@@ -213,20 +408,17 @@ impl Vm {
                 store(arg, &gla2gpa);
             }
             VM_ALLOC_MEMSEG => {
-                let memseg: VmMemseg = load(arg);
-                st.memory.alloc(memseg.segid, memseg.len, memseg.name())?;
+                let Memseg { segid, len, name } = Memseg::load(form, arg);
+                st.memory.alloc(self.own_segid(form, segid), len, name)?;
             }
             VM_GET_MEMSEG => {
-                let mut memseg: VmMemseg = load(arg);
-                let (len, name) = st.memory.segment(memseg.segid)?;
-                memseg.len = len;
-                memseg.name = [0; 16];
-                let known = name.len().min(memseg.name.len() - 1);
-                memseg.name[..known].copy_from_slice(&name.as_bytes()[..known]);
-                store(arg, &memseg);
+                let Memseg { segid, .. } = Memseg::load(form, arg);
+                let (len, name) = st.memory.segment(self.own_segid(form, segid))?;
+                Memseg { segid, len, name: name.to_owned() }.store(form, arg);
             }
             VM_MMAP_MEMSEG => {
                 let VmMemmap { gpa, segid, segoff, len, prot, flags, .. } = load(arg);
+                let segid = self.mmap_segid(st, segid);
                 let mapped = st.memory.map(&*self.engine, MemMap { gpa, len, segid, segoff, prot, flags });
                 self.mapped(mapped)?;
             }
@@ -261,7 +453,10 @@ impl Vm {
                 let message = Message::from_msi(addr, msg).map_err(|_| Errno::EINVAL)?;
                 self.deliver_message(st, message);
             }
-            _ => self.dispatch_board(st, request, arg, &mut named)?,
+            _ if form == Form::Illumos && !REQUESTS.iter().any(|(_, plain)| *plain == request) => {
+                self.dispatch_illumos(st, request, arg, &mut named)?;
+            }
+            _ => self.dispatch_board(st, call, arg, &mut named)?,
         }
         Ok(())
     }
@@ -270,10 +465,11 @@ impl Vm {
     fn dispatch_board(
         &self,
         st: &mut State<'_>,
-        request: Request,
+        call: Call,
         arg: &mut [u8],
         named: &mut dyn FnMut(i32) -> i32,
     ) -> Result<(), Errno> {
+        let Call { request, form, .. } = call;
         use crate::device::IrqState::{Assert, Deassert, Pulse};
         let now = self.host.now();
         match request {
@@ -298,12 +494,21 @@ impl Vm {
             VM_RTC_GETTIME => store(arg, &VmRtcTime { secs: st.board.time(now) }),
             VM_GET_HPET_CAPABILITIES => store(arg, &VmHpetCap { capabilities: vhpet::CAPABILITIES as u32 }),
             VM_STATS => {
-                let mut stats: VmStats = load(arg);
-                let id = self.vcpu_id(st, named(stats.cpuid))?;
-                stats.num_entries = Counter::COUNT as i32;
-                (stats.tv_sec, stats.tv_usec) = ((now / 1_000_000_000) as i64, (now / 1_000 % 1_000_000) as i64);
-                stats.statbuf[..Counter::COUNT].copy_from_slice(&st.vcpu(id).counters);
-                store(arg, &stats);
+                let id = self.vcpu_id(st, named(load(arg)))?;
+                let counters = st.vcpu(id).counters;
+                let (tv_sec, tv_usec) = ((now / 1_000_000_000) as i64, (now / 1_000 % 1_000_000) as i64);
+                if form == Form::V13 {
+                    let mut stats: VmStats = load(arg);
+                    (stats.tv_sec, stats.tv_usec) = (tv_sec, tv_usec);
+                    stats.num_entries = copy_stats(&counters, 0, &mut stats.statbuf)?;
+                    store(arg, &stats);
+                } else {
+                    // illumos's vm_stats is laid out as that of 14.
+                    let mut stats: abi::v14::VmStats = load(arg);
+                    (stats.tv_sec, stats.tv_usec) = (tv_sec, tv_usec);
+                    stats.num_entries = copy_stats(&counters, stats.index, &mut stats.statbuf)?;
+                    store(arg, &stats);
+                }
             }
             VM_STAT_DESC => {
                 let mut description: VmStatDesc = load(arg);
@@ -313,6 +518,9 @@ impl Vm {
                 description.desc[..name.len()].copy_from_slice(name.as_bytes());
                 store(arg, &description);
             }
+            VM_SNAPSHOT_REQ => self.snapshot_req(st, form, arg)?,
+            // Devices keep the time of the host, which needs no setting right.
+            VM_RESTORE_TIME => {}
             other => unreachable!("{} stands in REQUESTS", request_name(other)),
         }
         self.deliver_signals(st);
@@ -327,15 +535,27 @@ impl Vm {
         Ok(st.vcpu(id))
     }
 
-    /// `vm_set_capability`, `vm_get_capability`: EINVAL outside the kernel's range.
-    fn check_capability(&self, captype: i32) -> Result<(), Errno> {
-        let max = if self.behaviour.ipi_exit { cap::MAX_WITH_IPI_EXIT } else { cap::MAX_BEFORE_IPI_EXIT };
-        if (0..max).contains(&captype) { Ok(()) } else { Err(Errno::EINVAL) }
+    /// `vm_set_capability`, `vm_get_capability`: the capability by its number here; EINVAL outside the kernel's range.
+    fn capability(&self, captype: i32) -> Result<i32, Errno> {
+        let b = &self.behaviour;
+        if b.boundary == Boundary::Illumos {
+            return capability_of_illumos(captype).ok_or(Errno::EINVAL);
+        }
+        let max = if b.rflags_tf {
+            cap::MAX_WITH_RFLAGS_TF
+        } else if b.mask_hwintr {
+            cap::MAX_WITH_MASK_HWINTR
+        } else if b.ipi_exit {
+            cap::MAX_WITH_IPI_EXIT
+        } else {
+            cap::MAX_BEFORE_IPI_EXIT
+        };
+        if (0..max).contains(&captype) { Ok(captype) } else { Err(Errno::EINVAL) }
     }
 
     /// `vm_set_topology`.
     fn set_topology(&self, st: &mut State<'_>, topology: VmCpuTopology) -> Result<(), Errno> {
-        if self.behaviour.max_cpus == MaxCpus::CompiledIn && topology.maxcpus != 0 {
+        if matches!(self.behaviour.max_cpus, MaxCpus::CompiledIn(_)) && topology.maxcpus != 0 {
             return Err(Errno::EINVAL);
         }
         let VmCpuTopology { sockets, cores, threads, .. } = topology;
@@ -348,6 +568,43 @@ impl Vm {
         Ok(())
     }
 
+    /// VM_GET_CPUS. ERANGE when the caller's set is empty, larger than the kernel's, or too small for the highest member. The debug set is
+    /// unknown to kernels without VM_SUSPEND_CPU, and that of the suspended ones to illumos.
+    fn get_cpus(&self, st: &State<'_>, arg: &mut [u8]) -> Result<(), Errno> {
+        let request: VmCpuset = load(arg);
+        let size = usize::try_from(request.cpusetsize).map_err(|_| Errno::ERANGE)?;
+        if !(1..=usize::from(self.behaviour.cpu_setsize) / 8).contains(&size) {
+            return Err(Errno::ERANGE);
+        }
+        let set = match request.which {
+            0 => st.active,
+            1 if self.behaviour.boundary == Boundary::FreeBsd => st.suspended,
+            2 if self.behaviour.cpu_suspend => st.debug,
+            _ => return Err(Errno::EINVAL),
+        };
+        let highest = set.iter().last().map_or(0, |cpu| cpu + 1);
+        if highest > size * 8 {
+            return Err(Errno::ERANGE);
+        }
+        user_bytes(arg, request.cpus, size)?.copy_from_slice(&set.words().as_bytes()[..size]);
+        Ok(())
+    }
+
+    /// The number of a memory segment, which 15 moved, in VM_ALLOC_MEMSEG and VM_GET_MEMSEG of older userspace. \[read]
+    fn own_segid(&self, form: Form, segid: i32) -> i32 {
+        let moved = self.behaviour.memseg == MemsegAbi::Domains && form != Form::V15 && segid != 0;
+        if moved { segid.wrapping_add(abi::v15::SEGID_BOOTROM - 1) } else { segid }
+    }
+
+    /// The number of a memory segment in VM_MMAP_MEMSEG, whose structure 15 left as it was, so that nothing tells who asks. 15 takes it
+    /// as its own \[read]; a kernel without that part of the change takes the number of a domain that has no memory for an old one.
+    fn mmap_segid(&self, st: &State<'_>, segid: i32) -> i32 {
+        const OLD_DEVICES: std::ops::RangeInclusive<i32> = 1..=3;
+        let empty = st.memory.segment(segid).is_ok_and(|(len, _)| len == 0);
+        let old = self.behaviour.mmap_old_segids && OLD_DEVICES.contains(&segid) && empty;
+        if old { self.own_segid(Form::V13, segid) } else { segid }
+    }
+
     fn mapped(&self, result: Result<(), MapError>) -> Result<(), Errno> {
         match result {
             Ok(()) => Ok(()),
@@ -357,9 +614,9 @@ impl Vm {
     }
 }
 
-/// Requests for which no vCPU must run (`vcpu_lock_all`). \[inferred]
+/// Requests for which no vCPU must run (`vcpu_lock_all`). \[read]
 fn of_whole_vm(request: Request) -> bool {
-    [VM_ALLOC_MEMSEG, VM_MMAP_MEMSEG, VM_MUNMAP_MEMSEG, VM_REINIT].contains(&request)
+    [VM_ALLOC_MEMSEG, VM_MMAP_MEMSEG, VM_MUNMAP_MEMSEG, VM_REINIT, VM_SNAPSHOT_REQ, VM_RESTORE_TIME].contains(&request)
 }
 
 fn load<T: FromBytes>(arg: &[u8]) -> T {
@@ -368,6 +625,54 @@ fn load<T: FromBytes>(arg: &[u8]) -> T {
 
 fn store<T: IntoBytes + Immutable>(arg: &mut [u8], value: &T) {
     arg[..size_of::<T>()].copy_from_slice(value.as_bytes());
+}
+
+/// `vmm_stat_copy`: statistics from `index` on; how many. EINVAL for an index below 0, ENOENT for one past the last. \[inferred]
+fn copy_stats(counters: &[u64], index: i32, buffer: &mut [u64]) -> Result<i32, Errno> {
+    let index = usize::try_from(index).map_err(|_| Errno::EINVAL)?;
+    let wanted = counters.get(index..).filter(|wanted| !wanted.is_empty()).ok_or(Errno::ENOENT)?;
+    let len = wanted.len().min(buffer.len());
+    buffer[..len].copy_from_slice(&wanted[..len]);
+    Ok(len as i32)
+}
+
+/// What every `vm_memseg` says.
+struct Memseg {
+    segid: i32,
+    len: u64,
+    name: String,
+}
+
+impl Memseg {
+    fn load(form: Form, arg: &[u8]) -> Memseg {
+        macro_rules! load_as {
+            ($type:ty) => {{
+                let memseg: $type = load(arg);
+                Memseg { segid: memseg.segid, len: memseg.len, name: memseg.name() }
+            }};
+        }
+        match form {
+            Form::V12 => load_as!(abi::v12::VmMemseg),
+            Form::V13 | Form::V14 | Form::Wide => load_as!(VmMemseg),
+            Form::V15 => load_as!(abi::v15::VmMemseg),
+            Form::Illumos => load_as!(illumos::VmMemseg),
+        }
+    }
+
+    fn store(self, form: Form, arg: &mut [u8]) {
+        macro_rules! store_as {
+            ($type:ty) => {{
+                let memseg: $type = load(arg);
+                store(arg, &<$type>::new(memseg.segid, self.len, &self.name));
+            }};
+        }
+        match form {
+            Form::V12 => store_as!(abi::v12::VmMemseg),
+            Form::V13 | Form::V14 | Form::Wide => store_as!(VmMemseg),
+            Form::V15 => store_as!(abi::v15::VmMemseg),
+            Form::Illumos => store_as!(illumos::VmMemseg),
+        }
+    }
 }
 
 /// The bytes that a pointer in an argument names: it counts from the argument's first byte.
@@ -400,26 +705,8 @@ fn register_set(vcpu: &mut Vcpu, set: VmRegisterSet, write: bool, arg: &mut [u8]
     Ok(())
 }
 
-/// VM_GET_CPUS.
-fn get_cpus(st: &State<'_>, arg: &mut [u8]) -> Result<(), Errno> {
-    let request: VmCpuset = load(arg);
-    let set = match request.which {
-        0 => st.active,
-        1 => st.suspended,
-        2 => st.debug,
-        _ => return Err(Errno::EINVAL),
-    };
-    let size = usize::try_from(request.cpusetsize).map_err(|_| Errno::ERANGE)?;
-    let highest = set.iter().last().map_or(0, |cpu| cpu + 1);
-    if !(1..=CPU_SETSIZE / 8).contains(&size) || highest > size * 8 {
-        return Err(Errno::ERANGE);
-    }
-    user_bytes(arg, request.cpus, size)?.copy_from_slice(&set.words().as_bytes()[..size]);
-    Ok(())
-}
-
-/// The payload of an exit, for the trace.
-fn payload_in_words(exit: &VmExit) -> String {
+/// The payload of an exit of FreeBSD's, for the trace.
+fn payload_in_words(exit: &VmExit, mask: CpuSet) -> String {
     match exit.exitcode {
         exitcode::INOUT => {
             let inout: ExitInout = exit.payload();
@@ -436,7 +723,7 @@ fn payload_in_words(exit: &VmExit) -> String {
         }
         exitcode::IPI => {
             let ipi: ExitIpi = exit.payload();
-            format!("mode={:#x} vector={:#04x} dmask={}", ipi.mode, ipi.vector, ipi.dmask())
+            format!("mode={:#x} vector={:#04x} dmask={mask}", ipi.mode, ipi.vector)
         }
         exitcode::SUSPENDED => suspend::name(exit.payload::<ExitSuspended>().how).to_owned(),
         exitcode::RDMSR => format!("msr={:#x}", exit.payload::<ExitMsr>().code),
@@ -454,8 +741,8 @@ fn payload_in_words(exit: &VmExit) -> String {
 }
 
 /// What an ioctl is about, for the trace, beyond the vCPU.
-fn argument_in_words(request: Request, arg: &[u8]) -> String {
-    match request {
+fn argument_in_words(call: Call, arg: &[u8]) -> String {
+    match call.request {
         VM_SET_REGISTER => {
             let VmRegister { regnum, regval, .. } = load(arg);
             format!("{}={regval:#x}", register_name(regnum))
@@ -468,13 +755,13 @@ fn argument_in_words(request: Request, arg: &[u8]) -> String {
         VM_GET_SEGMENT_DESCRIPTOR => register_name(load::<VmSegDesc>(arg).regnum),
         VM_SET_CAPABILITY => {
             let VmCapability { captype, capval, .. } = load(arg);
-            format!("{}={capval}", capability_name(captype))
+            format!("{}={capval}", capability_name(call.form, captype))
         }
-        VM_GET_CAPABILITY => capability_name(load::<VmCapability>(arg).captype).to_owned(),
+        VM_GET_CAPABILITY => capability_name(call.form, load::<VmCapability>(arg).captype).to_owned(),
         VM_SET_X2APIC_STATE => format!("state={}", load::<VmX2apic>(arg).state),
         VM_ALLOC_MEMSEG => {
-            let memseg: VmMemseg = load(arg);
-            format!("segid={} len={:#x} name={:?}", memseg.segid, memseg.len, memseg.name())
+            let Memseg { segid, len, name } = Memseg::load(call.form, arg);
+            format!("segid={segid} len={len:#x} name={name:?}")
         }
         VM_MMAP_MEMSEG => {
             let VmMemmap { gpa, segid, len, prot, .. } = load(arg);
@@ -485,6 +772,11 @@ fn argument_in_words(request: Request, arg: &[u8]) -> String {
             format!("sockets={sockets} cores={cores} threads={threads} maxcpus={maxcpus}")
         }
         VM_SUSPEND => suspend::name(load::<VmSuspend>(arg).how).to_owned(),
+        illumos::VM_SET_RUN_STATE => {
+            let illumos::VmRunState { state, sipi_vector, .. } = load(arg);
+            format!("state={state:#x} sipi_vector={sipi_vector:#04x}")
+        }
+        illumos::VM_RESET_CPU => format!("kind={}", load::<illumos::VmVcpuReset>(arg).kind),
         VM_INJECT_EXCEPTION => format!("vector={}", load::<VmException>(arg).vector),
         _ => String::new(),
     }
@@ -494,8 +786,8 @@ fn register_name(number: i32) -> String {
     Reg::from_number(number).map_or_else(|| number.to_string(), |reg| format!("{reg:?}").to_lowercase())
 }
 
-fn capability_name(captype: i32) -> &'static str {
-    const NAMES: [&str; cap::MAX_WITH_IPI_EXIT as usize] = [
+fn capability_name(form: Form, captype: i32) -> &'static str {
+    const NAMES: [&str; cap::MAX_WITH_RFLAGS_TF as usize] = [
         "HALT_EXIT",
         "MTRAP_EXIT",
         "PAUSE_EXIT",
@@ -505,6 +797,9 @@ fn capability_name(captype: i32) -> &'static str {
         "RDPID",
         "RDTSCP",
         "IPI_EXIT",
+        "MASK_HWINTR",
+        "RFLAGS_TF",
     ];
+    let captype = if form == Form::Illumos { capability_of_illumos(captype).unwrap_or(-1) } else { captype };
     usize::try_from(captype).ok().and_then(|index| NAMES.get(index).copied()).unwrap_or("unknown")
 }

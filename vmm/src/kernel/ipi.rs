@@ -11,7 +11,7 @@ use super::vm::{State, Vm};
 use crate::abi::{ExitSpinupAp, VmExit, exitcode};
 use crate::cpuset::CpuSet;
 use crate::device::vlapic::{Destination, Icr, calcdest};
-use crate::history::{ExitMask, InitRendezvous, SpinupVcpu, StartupDestination, StartupEffects};
+use crate::history::{Activation, ExitMask, InitRendezvous, SpinupVcpu, StartupDestination, StartupEffects};
 use crate::trace::{DeliveryMode, DestinationRule, DropReason, Event, Shorthand, StartupStore};
 
 /// What the ICR handler returns to the run loop.
@@ -53,6 +53,21 @@ fn spinup_ap(vcpu: usize, vector: u8) -> VmExit {
 }
 
 impl Vm {
+    /// SPINUP_AP for a vCPU that was started. Until VM_ACTIVATE_CPU the kernel has activated it by then (10.0, \[read]).
+    fn spin_up(&self, st: &mut State<'_>, started: usize, named: usize, vector: u8) -> VmExit {
+        if self.behaviour.activation == Activation::ByKernel && !st.active.contains(started) {
+            self.alloc_vcpu(st, started);
+            self.activate(st, started).expect("it is not active");
+        }
+        spinup_ap(named, vector)
+    }
+
+    /// The exit of an IPI, whose mask stands in `vm_exitinfo_cpuset` as well from e17eca327633 on.
+    fn ipi_exit(&self, st: &mut State<'_>, ctx: RunContext, ipi: Ipi) -> VmExit {
+        st.vcpu(ctx.vcpu).exit_cpuset = ipi.mask;
+        ipi.exit()
+    }
+
     /// Handles a write to the ICR by vCPU `ctx.vcpu`. `msr` says that it came as WRMSR.
     pub(super) fn icr_write(&self, st: &mut State<'_>, ctx: RunContext, icr: Icr, msr: bool) -> IcrResult {
         let sender = ctx.vcpu;
@@ -91,7 +106,7 @@ impl Vm {
 
     /// The validity filter that c0f35dbf19c3 brought: which combinations of mode, trigger and shorthand are looked at. \[read]
     fn is_valid(&self, icr: Icr) -> bool {
-        if self.behaviour.startup_store == StartupStore::BootState {
+        if self.behaviour.startup_store != StartupStore::StartupCpus {
             return true;
         }
         let edge_or_assert = !icr.level_triggered() || icr.assert();
@@ -107,13 +122,13 @@ impl Vm {
         }
     }
 
-    fn drop_ipi(&self, ipi: IcrCommand, why: DropReason) -> IcrResult {
+    pub(super) fn drop_ipi(&self, ipi: IcrCommand, why: DropReason) -> IcrResult {
         let event = Event::IpiDropped { mode: ipi.icr.delivery_mode(), vector: ipi.icr.vector(), why };
         self.host.emit(Some(ipi.sender as u16), event);
         IcrResult::Handled
     }
 
-    fn resolved(&self, ipi: IcrCommand, rule: DestinationRule, among: CpuSet, targets: CpuSet) {
+    pub(super) fn resolved(&self, ipi: IcrCommand, rule: DestinationRule, among: CpuSet, targets: CpuSet) {
         let event = Event::DestinationResolved { mode: ipi.icr.delivery_mode(), rule, among, targets };
         let seq = self.host.emit(Some(ipi.sender as u16), event);
         self.host.set_cause(Some(seq));
@@ -127,7 +142,7 @@ impl Vm {
     }
 
     /// `dmask`: the destination by shorthand or by `vlapic_calcdest`, both among the active vCPUs.
-    fn dmask(&self, st: &State<'_>, ipi: IcrCommand) -> (DestinationRule, CpuSet) {
+    pub(super) fn dmask(&self, st: &State<'_>, ipi: IcrCommand) -> (DestinationRule, CpuSet) {
         let own = CpuSet::single(ipi.sender);
         match ipi.icr.shorthand() {
             Shorthand::None => {
@@ -172,6 +187,7 @@ impl Vm {
     /// INIT and STARTUP.
     fn send_startup(&self, st: &mut State<'_>, ctx: RunContext, ipi: IcrCommand) -> IcrResult {
         match (self.behaviour.destination, self.behaviour.startup_store) {
+            (_, StartupStore::RunState) => self.startup_by_run_state(st, ipi),
             (StartupDestination::RawFromBsp, _) => self.startup_from_bsp(st, ipi),
             (_, StartupStore::BootState) => self.startup_by_boot_state(st, ipi),
             (_, StartupStore::StartupCpus) => self.startup_by_startup_cpus(st, ctx, ipi),
@@ -225,7 +241,7 @@ impl Vm {
         }
         st.vcpu(target).boot_state = BootState::Running;
         self.startup_state(ipi.sender, CpuSet::single(target), false);
-        IcrResult::Exit(spinup_ap(target, ipi.icr.vector()))
+        IcrResult::Exit(self.spin_up(st, target, target, ipi.icr.vector()))
     }
 
     // -- main-0bda8d3e, main-769b884e: boot_state, with IPI_EXIT beside it \[inferred] --------------------------------
@@ -327,7 +343,7 @@ impl Vm {
             return IcrResult::Handled;
         }
         match self.start_cpus(st, ctx, ipimask).iter().next() {
-            Some(target) => IcrResult::Exit(spinup_ap(target, ipi.icr.vector())),
+            Some(target) => IcrResult::Exit(self.spin_up(st, target, target, ipi.icr.vector())),
             None => self.drop_ipi(ipi, DropReason::NotWaitingForSipi),
         }
     }
@@ -348,7 +364,7 @@ impl Vm {
             if ipi.mask.is_empty() {
                 self.dropped_in_handle_ipi(ctx, ipi);
             }
-            return ipi_exit.then(|| ipi.exit());
+            return ipi_exit.then(|| self.ipi_exit(st, ctx, ipi));
         }
         let started = match self.behaviour.startup_effects {
             StartupEffects::InIcrHandler => ipi.mask,
@@ -359,13 +375,14 @@ impl Vm {
             return None;
         }
         if ipi_exit {
-            return Some(Ipi { mask: started, ..ipi }.exit());
+            return Some(self.ipi_exit(st, ctx, Ipi { mask: started, ..ipi }));
         }
         let named = match self.behaviour.spinup_vcpu {
             SpinupVcpu::Ffs => started.ffs(),
             SpinupVcpu::FfsMinusOne => started.ffs() - 1,
         };
-        Some(spinup_ap(named, ipi.vector))
+        let first = started.ffs() - 1;
+        Some(self.spin_up(st, first, named, ipi.vector))
     }
 
     fn dropped_in_handle_ipi(&self, ctx: RunContext, ipi: Ipi) {
@@ -384,7 +401,7 @@ impl Vm {
         if ipi.mode == DeliveryMode::Init {
             self.smp_rendezvous(st, ctx.vcpu, ipi.mask, RendezvousFunction::VlapicResetAwaitSipi);
             self.startup_state(ctx.vcpu, ipi.mask, true);
-            return ipi_exit.then(|| ipi.exit());
+            return ipi_exit.then(|| self.ipi_exit(st, ctx, ipi));
         }
         let waiting = |id: &usize| st.allocated(*id).is_some_and(|vcpu| vcpu.boot_state == BootState::Sipi);
         let started: CpuSet = ipi.mask.iter().filter(waiting).collect();
@@ -396,7 +413,11 @@ impl Vm {
             st.vcpu(id).boot_state = BootState::Running;
         }
         self.startup_state(ctx.vcpu, started, false);
-        Some(if ipi_exit { Ipi { mask: started, ..ipi }.exit() } else { spinup_ap(first, ipi.vector) })
+        Some(if ipi_exit {
+            self.ipi_exit(st, ctx, Ipi { mask: started, ..ipi })
+        } else {
+            self.spin_up(st, first, first, ipi.vector)
+        })
     }
 
     // -- startup_cpus -----------------------------------------------------------------------------------------------
@@ -430,7 +451,7 @@ impl Vm {
     /// `mtx_lock(&vm->rendezvous_mtx)`: a blockable mutex, which must not be taken in a critical section. WITNESS finds that
     /// in a kernel with INVARIANTS; without, it goes well as long as nobody holds the mutex. \[commit]
     fn lock_rendezvous_mtx(&self, ctx: RunContext) {
-        if ctx.critical && self.invariants {
+        if ctx.critical && self.options.debug {
             self.panic(
                 "acquiring blockable sleep lock with spinlock or critical section held (sleep mutex) vm rendezvous lock"
                     .to_owned(),
@@ -441,9 +462,9 @@ impl Vm {
 
 /// An ICR write with what decoding it takes.
 #[derive(Clone, Copy, Debug)]
-struct IcrCommand {
-    icr: Icr,
-    sender: usize,
+pub(super) struct IcrCommand {
+    pub(super) icr: Icr,
+    pub(super) sender: usize,
     x2apic: bool,
 }
 

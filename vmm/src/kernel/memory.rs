@@ -2,11 +2,14 @@
 
 use crate::abi::Errno;
 use crate::engine::{EngineError, EngineVm};
+use crate::history::MemsegAbi;
 use crate::memory::{PAGE_SIZE, Protection, Segment};
 use std::sync::Arc;
 
-/// `VM_MAX_MEMSEGS`.
+/// `VM_MAX_MEMSEGS` up to 14, and on illumos.
 const MAX_SEGMENTS: usize = 4;
+/// From 15 on: a segment of system memory for each of 8 domains, and those of three devices. \[read]
+const MAX_SEGMENTS_WITH_DOMAINS: usize = 11;
 /// `VM_MAX_MEMMAPS`.
 const MAX_MAPS: usize = 8;
 
@@ -14,6 +17,10 @@ const PROT_WRITE: i32 = 2;
 const PROT_ALL: i32 = 7;
 /// `VM_MEMMAP_F_WIRED`.
 const FLAG_WIRED: i32 = 1;
+
+/// Where the named segments begin in the VM's device on illumos, and how far apart they are.
+const DEVMEM_START: i64 = 1 << 48;
+const DEVMEM_SHIFT: u32 = 40;
 
 /// One memory segment.
 #[derive(Clone, Debug)]
@@ -48,20 +55,26 @@ impl From<Errno> for MapError {
 }
 
 /// The segments and mappings of a VM.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Memory {
-    segments: [Option<MemSeg>; MAX_SEGMENTS],
+    segments: Vec<Option<MemSeg>>,
     maps: Vec<MemMap>,
 }
 
 impl Memory {
-    fn slot(segid: i32) -> Result<usize, Errno> {
-        usize::try_from(segid).ok().filter(|&slot| slot < MAX_SEGMENTS).ok_or(Errno::EINVAL)
+    /// No segment yet.
+    pub(super) fn new(abi: MemsegAbi) -> Memory {
+        let slots = if abi == MemsegAbi::Domains { MAX_SEGMENTS_WITH_DOMAINS } else { MAX_SEGMENTS };
+        Memory { segments: vec![None; slots], maps: Vec::new() }
+    }
+
+    fn slot(&self, segid: i32) -> Result<usize, Errno> {
+        usize::try_from(segid).ok().filter(|&slot| slot < self.segments.len()).ok_or(Errno::EINVAL)
     }
 
     /// VM_ALLOC_MEMSEG. A segment that is there already with the same size is EEXIST, with another EINVAL.
     pub(super) fn alloc(&mut self, segid: i32, len: u64, name: String) -> Result<(), Errno> {
-        let slot = Memory::slot(segid)?;
+        let slot = self.slot(segid)?;
         if len == 0 || !len.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
         }
@@ -76,7 +89,7 @@ impl Memory {
 
     /// VM_GET_MEMSEG: length and name; length 0 when there is none.
     pub(super) fn segment(&self, segid: i32) -> Result<(u64, &str), Errno> {
-        let slot = Memory::slot(segid)?;
+        let slot = self.slot(segid)?;
         Ok(self.segments[slot].as_ref().map_or((0, ""), |seg| (seg.memory.len() as u64, seg.name.as_str())))
     }
 
@@ -86,9 +99,24 @@ impl Memory {
         named.map(|seg| Arc::clone(&seg.memory))
     }
 
+    /// VM_DEVMEM_GETOFFSET: where a named segment is in the VM's device. Where exactly is no matter; guest memory is below. \[unverified]
+    pub(super) fn devmem_offset(&self, segid: i32) -> Result<i64, Errno> {
+        let slot = self.slot(segid)?;
+        let named = self.segments[slot].as_ref().is_some_and(|seg| !seg.name.is_empty());
+        if named { Ok(DEVMEM_START + ((slot as i64) << DEVMEM_SHIFT)) } else { Err(Errno::EINVAL) }
+    }
+
+    /// The segment that [`Memory::devmem_offset`] puts at an offset.
+    pub(super) fn devmem_at(&self, offset: u64, len: u64) -> Option<Arc<Segment>> {
+        let slot = offset.checked_sub(DEVMEM_START as u64)? >> DEVMEM_SHIFT;
+        let aligned = offset.trailing_zeros() >= DEVMEM_SHIFT;
+        let seg = self.segments.get(usize::try_from(slot).ok()?)?.as_ref()?;
+        (aligned && !seg.name.is_empty() && len <= seg.memory.len() as u64).then(|| Arc::clone(&seg.memory))
+    }
+
     /// VM_MMAP_MEMSEG.
     pub(super) fn map(&mut self, engine: &dyn EngineVm, map: MemMap) -> Result<(), MapError> {
-        let slot = Memory::slot(map.segid)?;
+        let slot = self.slot(map.segid)?;
         if map.prot == 0 || map.prot & !PROT_ALL != 0 || map.flags & !FLAG_WIRED != 0 {
             return Err(Errno::EINVAL.into());
         }
@@ -129,7 +157,7 @@ impl Memory {
     pub(super) fn find(&self, gpa: u64, len: u64) -> Option<(Arc<Segment>, u64)> {
         let end = gpa.checked_add(len)?;
         let map = self.maps.iter().find(|map| map.gpa <= gpa && end <= map.gpa + map.len)?;
-        let segment = self.segments[Memory::slot(map.segid).ok()?].as_ref()?;
+        let segment = self.segments[self.slot(map.segid).ok()?].as_ref()?;
         Some((Arc::clone(&segment.memory), map.segoff as u64 + (gpa - map.gpa)))
     }
 }
@@ -154,7 +182,7 @@ mod tests {
 
     #[test]
     fn segments_are_allocated_once() {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(MemsegAbi::Suffix16);
         assert_eq!(memory.alloc(0, 8192, String::new()), Ok(()));
         assert_eq!(memory.alloc(0, 8192, String::new()), Err(Errno::EEXIST));
         assert_eq!(memory.alloc(0, 4096, String::new()), Err(Errno::EINVAL));
@@ -170,7 +198,7 @@ mod tests {
     #[test]
     fn mappings_are_checked() {
         let engine = Scripted::new().create_vm().expect("a VM");
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(MemsegAbi::Suffix16);
         memory.alloc(0, 0x10000, String::new()).expect("memory");
         let mut try_map = |map| errno(memory.map(&*engine, map));
         assert_eq!(try_map(map(0, 1, 0, 0x1000)), Some(Errno::EINVAL), "no such segment");

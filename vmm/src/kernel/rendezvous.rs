@@ -57,6 +57,7 @@ impl Vm {
             }
             self.notify(st, id);
         }
+        self.host.wake(self.lock_all_channel());
         self.handle_rendezvous(st, initiator);
         let done = self.host.emit(Some(initiator as u16), Event::RendezvousDone { targets: targets & st.active });
         self.host.set_cause(Some(done));
@@ -76,6 +77,23 @@ impl Vm {
             }
             st.rendezvous = Some(rendezvous);
             self.wait(st, self.rendezvous_channel(), ONE_SECOND);
+        }
+    }
+
+    /// Runs the function of the rendezvous under way on behalf of vCPUs that the caller has locked (`vcpu_lock_all`, D52968).
+    pub(super) fn serve_rendezvous(&self, st: &mut State<'_>, locked: CpuSet) {
+        let Some(mut rendezvous) = st.rendezvous else {
+            return;
+        };
+        rendezvous.requested = rendezvous.requested & st.active;
+        for id in (locked & (rendezvous.requested - rendezvous.done)).iter() {
+            rendezvous.done.insert(id);
+            self.run_rendezvous_function(st, id, rendezvous.function);
+        }
+        let over = rendezvous.requested == rendezvous.done;
+        st.rendezvous = (!over).then_some(rendezvous);
+        if over {
+            self.host.wake(self.rendezvous_channel());
         }
     }
 

@@ -5,14 +5,16 @@ use super::ipi::{IcrResult, Ipi};
 use super::rendezvous::RendezvousFunction;
 use super::vcpu::{Counter, VcpuState};
 use super::vm::{ONE_SECOND, State, Vm};
+use crate::abi::illumos::{self, VmMmio};
 use crate::abi::{
     Errno, ExitInout, ExitInstEmul, ExitMsr, ExitSuspended, ExitVmx, VmExit, VmGuestPaging, cap, exitcode, suspend,
 };
 use crate::device::vlapic::{DEFAULT_APIC_BASE, Effect, MSR_APIC_BASE};
 use crate::engine::{Completion, Exit, Reg};
+use crate::history::{Boundary, X2apicStartup};
 use crate::host::{End, WaitChannel};
 use crate::memory::PAGE_SIZE;
-use crate::trace::Event;
+use crate::trace::{DropReason, Event, StartupStore};
 use parking_lot::MutexGuard;
 
 /// What a thread in VM_RUN is doing.
@@ -29,6 +31,7 @@ enum Left {
     Rendezvous,
     ReqIdle,
     Debug,
+    RunState,
     Hlt,
     MmioRead { gpa: u64, size: u8 },
     MmioWrite { gpa: u64, size: u8, data: u64 },
@@ -45,6 +48,31 @@ enum Next {
     Userspace(VmExit),
 }
 
+/// What a suspended vCPU did: how often its thread came out of VM_RUN with VM_EXITCODE_DEBUG, and for how long it did nothing else.
+///
+/// A thread that comes straight back has a round trip of 2 µs, half a million exits a second and a whole host CPU;
+/// one that sleeps a millisecond in between has less than a thousand (D39174).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parked {
+    /// Exits.
+    pub exits: u64,
+    /// From the first of them until the vCPU was let in again, in nanoseconds of the cell's time.
+    pub ns: u64,
+}
+
+impl Parked {
+    /// Exits a second; 0 for a vCPU that was not suspended for any time.
+    #[must_use]
+    pub fn exits_per_second(self) -> f64 {
+        if self.ns == 0 { 0.0 } else { self.exits as f64 * 1e9 / self.ns as f64 }
+    }
+}
+
+/// What it takes a thread to go into VM_RUN and to come out with VM_EXITCODE_DEBUG, userspace's loop included, in nanoseconds. A round figure
+/// for a host of the time. \[unverified]
+const DEBUG_ROUND_TRIP_NS: u64 = 2_000;
+/// A thread that is back after so many nanoseconds did nothing else in between.
+const STRAIGHT_BACK_NS: u64 = 20_000;
 /// What a switch from the guest to the kernel and back takes, in nanoseconds of virtual time.
 const EXIT_NS: u64 = 200;
 /// EPT violation (SDM 3C appendix C), and its qualification for an instruction fetch (table 28-7).
@@ -55,6 +83,8 @@ const SPIN_LOOP_INSTRUCTIONS: u64 = 64;
 
 impl Vm {
     /// VM_RUN.
+    ///
+    /// The exit is one of FreeBSD's, or for illumos one of the few that it has in their place.
     pub(super) fn vm_run(&self, st: &mut State<'_>, id: usize) -> Result<VmExit, Errno> {
         self.pace_debug_loop(st, id);
         self.give_way(st, id);
@@ -70,20 +100,39 @@ impl Vm {
         if let Ok(exit) = &result {
             let vcpu = st.vcpu(id);
             vcpu.count(Counter::UserspaceExits);
-            vcpu.debug_streak = if exit.exitcode == exitcode::DEBUG { vcpu.debug_streak.saturating_add(1) } else { 0 };
+            if exit.exitcode == exitcode::DEBUG {
+                vcpu.debug_streak = vcpu.debug_streak.saturating_add(1);
+                vcpu.debug_exit_at = self.host.now();
+                vcpu.parked.exits += 1;
+            } else {
+                (vcpu.debug_streak, vcpu.spin_streak) = (0, 0);
+            }
         }
         result
     }
 
     /// A thread whose vCPU is suspended comes back at once, again and again. It burns host time that way; here the loop
-    /// passes in longer and longer steps of virtual time, and anything that concerns the vCPU ends a step.
+    /// passes in longer and longer steps of virtual time, and anything that concerns the vCPU ends a step. Each step counts for the
+    /// exits that a host would have had in it. A thread that slept in between is let in at once.
     fn pace_debug_loop(&self, st: &mut State<'_>, id: usize) {
         const SHORTEST_NS: u64 = 1_000;
         const LONGEST_DOUBLINGS: u32 = 10;
-        let streak = st.vcpu(id).debug_streak;
+        let vcpu = st.vcpu(id);
+        if vcpu.debug_streak == 0 {
+            return;
+        }
+        let back_at = self.host.now();
+        let straight_back = back_at - vcpu.debug_exit_at < STRAIGHT_BACK_NS;
+        vcpu.spin_streak = if straight_back { vcpu.spin_streak.saturating_add(1) } else { 0 };
+        let streak = vcpu.spin_streak;
         if streak > 1 && st.debug.contains(id) && !self.rendezvous_pending(st, id) && !st.is_suspended() {
             self.wait(st, self.vcpu_channel(id), SHORTEST_NS << streak.min(LONGEST_DOUBLINGS));
+            let paced = self.host.now() - back_at;
+            st.vcpu(id).parked.exits += paced / DEBUG_ROUND_TRIP_NS;
         }
+        let now = self.host.now();
+        let vcpu = st.vcpu(id);
+        vcpu.parked.ns += now - vcpu.debug_exit_at;
     }
 
     /// Who made the thread come out (VM_EXITCODE_REQIDLE, or another exit that came first) gets hold of the vCPU before the
@@ -104,7 +153,15 @@ impl Vm {
                     self.handle_rendezvous(st, id);
                     Next::Guest
                 }
+                // illumos has given this exit up; userspace goes on after any BOGUS.
+                Left::ReqIdle if self.behaviour.boundary == Boundary::Illumos => {
+                    Next::Userspace(bare_exit(exitcode::BOGUS))
+                }
                 Left::ReqIdle => Next::Userspace(bare_exit(exitcode::REQIDLE)),
+                Left::RunState => {
+                    self.handle_run_state(st, id);
+                    Next::Guest
+                }
                 Left::Debug => Next::Userspace(bare_exit(exitcode::DEBUG)),
                 Left::Hlt => self.handle_hlt(st, id),
                 Left::MmioRead { gpa, size } => self.handle_mmio_read(st, id, gpa, size)?,
@@ -138,6 +195,9 @@ impl Vm {
             }
             if st.debug.contains(id) {
                 return Left::Debug;
+            }
+            if self.behaviour.startup_store == StartupStore::RunState && !st.vcpu(id).run_state.runs() {
+                return Left::RunState;
             }
             let exit = self.enter_guest(st, id);
             st.vcpu(id).count(Counter::Exits);
@@ -273,7 +333,7 @@ impl Vm {
     }
 
     /// FROZEN → SLEEPING → FROZEN around a wait.
-    fn sleep(&self, st: &mut State<'_>, id: usize, channel: WaitChannel, timeout: Option<u64>) {
+    pub(super) fn sleep(&self, st: &mut State<'_>, id: usize, channel: WaitChannel, timeout: Option<u64>) {
         self.change_state(st, id, VcpuState::Sleeping);
         MutexGuard::unlocked(st, || self.host.wait(channel, timeout));
         self.change_state(st, id, VcpuState::Frozen);
@@ -294,7 +354,8 @@ impl Vm {
                 || st.is_suspended()
                 || st.vcpu(id).reqidle
                 || st.vcpu(id).has_wakeup(interrupts_enabled)
-                || st.debug.contains(id);
+                || st.debug.contains(id)
+                || self.behaviour.startup_store == StartupStore::RunState && !st.vcpu(id).run_state.runs();
             if wanted {
                 break;
             }
@@ -363,7 +424,11 @@ impl Vm {
         } else if let Some(value) = st.board.read_mmio(gpa, size, now) {
             value
         } else {
-            return Ok(Next::Userspace(self.inst_emul(st, id, gpa)));
+            return Ok(Next::Userspace(self.foreign_mmio(
+                st,
+                id,
+                VmMmio { bytes: size, read: 1, gpa, ..VmMmio::default() },
+            )));
         };
         st.vcpu(id).engine().complete(Completion::Value(value));
         Ok(Next::Guest)
@@ -385,7 +450,8 @@ impl Vm {
         let now = self.host.now();
         let Some(offset) = lapic_offset(gpa) else {
             let Some(routing_changed) = st.board.write_mmio(gpa, size, data, now) else {
-                return Ok(Next::Userspace(self.inst_emul(st, id, gpa)));
+                let mmio = VmMmio { bytes: size, gpa, data, ..VmMmio::default() };
+                return Ok(Next::Userspace(self.foreign_mmio(st, id, mmio)));
             };
             st.vcpu(id).engine().complete(Completion::Done);
             if routing_changed {
@@ -420,6 +486,15 @@ impl Vm {
                 }
                 IcrResult::Handled
             }
+        }
+    }
+
+    /// An access to a device that the kernel does not have. FreeBSD hands the instruction to userspace; illumos has decoded it.
+    fn foreign_mmio(&self, st: &mut State<'_>, id: usize, mmio: VmMmio) -> VmExit {
+        if self.behaviour.boundary == Boundary::Illumos {
+            VmExit::new(illumos::exitcode::MMIO, &mmio)
+        } else {
+            self.inst_emul(st, id, mmio.gpa)
         }
     }
 
@@ -477,6 +552,13 @@ impl Vm {
             return if index == MSR_APIC_BASE { MsrWrite::Userspace } else { MsrWrite::GeneralProtection };
         };
         match self.lapic_effect(st, ctx, effect, true) {
+            // Before becd984900 only the handler of MMIO passed the exit on.
+            IcrResult::Exit(_) | IcrResult::Ipi(_) if self.behaviour.x2apic_startup == X2apicStartup::Lost => {
+                let icr = st.vcpu(ctx.vcpu).vlapic.icr();
+                let (mode, vector, why) = (icr.delivery_mode(), icr.vector(), DropReason::ExitLost);
+                self.host.emit(Some(ctx.vcpu as u16), Event::IpiDropped { mode, vector, why });
+                MsrWrite::Done
+            }
             IcrResult::Handled => MsrWrite::Done,
             IcrResult::Unhandled => MsrWrite::Userspace,
             IcrResult::Exit(exit) => MsrWrite::Leave(Left::Userspace(exit)),

@@ -1,9 +1,13 @@
 //! One vCPU: `struct vcpu` and what it is doing.
 
-use crate::abi::{Errno, cap};
+use super::run::Parked;
+use super::run_state::RunState;
+use crate::abi::{Errno, cap, illumos};
+use crate::cpuset::CpuSet;
 use crate::device::vlapic::Vlapic;
 use crate::engine::{Completion, EngineVcpu, Exit, Inject, Kick, Reg, SegDesc};
 use crate::trace::Seq;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Who may touch a vCPU (`enum vcpu_state`): IDLE nobody yet, FROZEN the holder of its lock, RUNNING the guest, SLEEPING
@@ -30,7 +34,7 @@ impl VcpuState {
 }
 
 /// Start-up state of a local APIC until c0f35dbf19c3 (`enum boot_state`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum BootState {
     /// BS_INIT: an AP that waits for INIT.
     Init,
@@ -56,10 +60,12 @@ impl Capabilities {
     }
 }
 
-/// `vmx_setcap`: what the processor backend says to a capability within the kernel's range.
+/// `vmx_setcap`: what the processor backend says to a capability within the kernel's range. RFLAGS_TF is for AMD alone, and one that the
+/// backend does not know is ENOENT.
 fn backend_supports(captype: i32) -> Result<(), Errno> {
     match captype {
         cap::RDPID | cap::RDTSCP => Err(Errno::EOPNOTSUPP),
+        cap::RFLAGS_TF => Err(Errno::ENOENT),
         _ => Ok(()),
     }
 }
@@ -100,6 +106,12 @@ pub(super) struct Vcpu {
     pub(super) gives_way: bool,
     pub(super) vlapic: Vlapic,
     pub(super) boot_state: BootState,
+    /// illumos's in the place of it.
+    pub(super) run_state: RunState,
+    /// `vm_exitinfo_cpuset`: the mask of the last IPI exit.
+    pub(super) exit_cpuset: CpuSet,
+    /// An exit that userspace has to fulfil before the vCPU goes on (illumos).
+    pub(super) unfulfilled: Option<illumos::VmExit>,
     pub(super) caps: Capabilities,
     pub(super) nmi_pending: bool,
     pub(super) extint_pending: bool,
@@ -118,6 +130,10 @@ pub(super) struct Vcpu {
     pub(super) guest_cause: Option<Seq>,
     /// How often in a row the thread came back only to hear VM_EXITCODE_DEBUG again.
     pub(super) debug_streak: u32,
+    /// How often in a row it came straight back, and when it last heard it.
+    pub(super) spin_streak: u32,
+    pub(super) debug_exit_at: u64,
+    pub(super) parked: Parked,
     /// How often in a row the guest executed PAUSE with next to nothing in between, and how many instructions it had executed
     /// at the last one.
     pub(super) pause_streak: u32,
@@ -167,6 +183,9 @@ impl Vcpu {
             gives_way: false,
             vlapic: Vlapic::new(id as u32),
             boot_state: if id == 0 { BootState::Running } else { BootState::Init },
+            run_state: RunState::default(),
+            exit_cpuset: CpuSet::EMPTY,
+            unfulfilled: None,
             caps: Capabilities::default(),
             nmi_pending: false,
             extint_pending: false,
@@ -178,6 +197,9 @@ impl Vcpu {
             start_cause: None,
             guest_cause: None,
             debug_streak: 0,
+            spin_streak: 0,
+            debug_exit_at: 0,
+            parked: Parked::default(),
             pause_streak: 0,
             pause_instructions: 0,
             engine: None,
@@ -197,7 +219,7 @@ impl Vcpu {
                 engine.set_reg(reg, 0);
             }
         }
-        Vcpu { state: self.state, engine, kick: self.kick, ..Vcpu::new(self.id) }
+        Vcpu { state: self.state, engine, kick: self.kick, parked: self.parked, ..Vcpu::new(self.id) }
     }
 
     pub(super) fn count(&mut self, counter: Counter) {
@@ -285,6 +307,31 @@ impl Vcpu {
         }
     }
 
+    /// Forgets the instruction in flight: what userspace makes of its exit does not matter any more.
+    pub(super) fn abandon_in_flight(&mut self) {
+        self.in_flight = None;
+        if self.unfulfilled.take().is_some() {
+            // Setting a register abandons it in the engine.
+            let rip = self.engine().reg(Reg::Rip);
+            self.engine().set_reg(Reg::Rip, rip);
+        }
+    }
+
+    /// Answers an access to memory that userspace has carried out (illumos).
+    pub(super) fn fulfil(&mut self, completion: Completion) {
+        self.unfulfilled = None;
+        self.engine().complete(completion);
+    }
+
+    /// The same for a port; an OUT is complete when it exits.
+    pub(super) fn fulfil_inout(&mut self, value: Option<Completion>) {
+        self.unfulfilled = None;
+        self.in_flight = None;
+        if let Some(value) = value {
+            self.engine().complete(value);
+        }
+    }
+
     /// VM_INJECT_EXCEPTION: delivered at the next run. #GP for an MSR access in flight is the instruction's own fault.
     pub(super) fn inject_exception(&mut self, vector: u8, error_code: Option<u32>) -> Result<(), Errno> {
         if self.exception.is_some() {
@@ -310,6 +357,10 @@ impl Vcpu {
         }
         if std::mem::take(&mut self.nmi_pending) {
             self.engine().inject(Inject::Nmi);
+        }
+        if self.caps.has(cap::MASK_HWINTR) {
+            self.engine().request_interrupt_window(false);
+            return;
         }
         let pending = self.vlapic.pending();
         if pending.is_none() && !self.extint_pending {

@@ -3,18 +3,16 @@
 use super::board::Board;
 use super::memory::Memory;
 use super::rendezvous::Rendezvous;
+use super::run::Parked;
 use super::vcpu::{Vcpu, VcpuState};
 use crate::abi::{Errno, VmCpuTopology, suspend};
 use crate::cpuset::CpuSet;
 use crate::engine::{EngineError, EngineVm, Kick};
-use crate::history::{Behaviour, KernelVersion, MaxCpus, VcpuAllocation};
+use crate::history::{Activation, Behaviour, Boundary, BuildOptions, KernelVersion, LockAll, VcpuAllocation};
 use crate::host::{End, Host, WaitChannel};
 use crate::trace::Event;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
-
-/// `VM_MAXCPU` where it is compiled in.
-const VM_MAXCPU: usize = 16;
 
 /// How long a sleeping thread waits before it looks again (`hz` ticks), in nanoseconds.
 pub(super) const ONE_SECOND: u64 = 1_000_000_000;
@@ -23,7 +21,7 @@ pub(super) const ONE_SECOND: u64 = 1_000_000_000;
 pub(super) struct Vm {
     pub(super) host: Host,
     pub(super) behaviour: Behaviour,
-    pub(super) invariants: bool,
+    pub(super) options: BuildOptions,
     pub(super) max_cpus: usize,
     pub(super) engine: Arc<dyn EngineVm>,
     /// Distinguishes the wait channels of several VMs on one host.
@@ -44,6 +42,11 @@ pub(super) struct VmState {
     pub(super) startup: CpuSet,
     /// `enum vm_suspend_how`.
     pub(super) suspend: i32,
+    /// When it was set, in nanoseconds.
+    pub(super) suspended_at: u64,
+    /// How many threads are inside an ioctl of the device, and whether it is being destroyed.
+    pub(super) in_ioctl: u32,
+    pub(super) destroyed: bool,
     pub(super) rendezvous: Option<Rendezvous>,
     pub(super) topology: VmCpuTopology,
     pub(super) memory: Memory,
@@ -56,29 +59,20 @@ pub(super) struct VmState {
 pub(super) type State<'a> = MutexGuard<'a, VmState>;
 
 impl Vm {
-    pub(super) fn new(
-        host: &Host,
-        version: &KernelVersion,
-        engine: Arc<dyn EngineVm>,
-        number: u64,
-        host_cpus_limit: usize,
-    ) -> Arc<Vm> {
+    pub(super) fn new(host: &Host, version: &KernelVersion, engine: Arc<dyn EngineVm>, number: u64) -> Arc<Vm> {
         let behaviour = version.behaviour();
-        let max_cpus = match behaviour.max_cpus {
-            MaxCpus::CompiledIn => VM_MAXCPU,
-            MaxCpus::Tunable => usize::from(version.max_cpu_tunable).clamp(1, host_cpus_limit),
-        };
+        let max_cpus = usize::from(version.max_vcpus());
         let kicks: Arc<Mutex<Vec<Arc<dyn Kick>>>> = Arc::default();
         let at_the_end = Arc::clone(&kicks);
         host.on_end(move || at_the_end.lock().iter().for_each(|kick| kick.kick()));
         let vm = Vm {
             host: host.clone(),
             behaviour,
-            invariants: version.invariants,
+            options: version.options,
             max_cpus,
             engine,
             number,
-            state: Mutex::new(VmState::new(max_cpus, Memory::default())),
+            state: Mutex::new(VmState::new(max_cpus, Memory::new(behaviour.memseg))),
             kicks,
         };
         vm.init_vcpus(&mut vm.lock());
@@ -95,6 +89,12 @@ impl Vm {
         st.vcpus.iter().flatten().filter_map(|vcpu| Some(vcpu.engine.as_ref()?.instructions())).sum()
     }
 
+    /// What the vCPUs did while they were suspended; only those that were.
+    pub(super) fn parked(&self) -> Vec<(usize, Parked)> {
+        let st = self.lock();
+        st.vcpus.iter().flatten().filter(|vcpu| vcpu.parked.exits > 0).map(|vcpu| (vcpu.id, vcpu.parked)).collect()
+    }
+
     /// `vm_init`: the vCPUs that exist from the start.
     fn init_vcpus(&self, st: &mut State<'_>) {
         if self.behaviour.vcpu_allocation == VcpuAllocation::WithVm {
@@ -102,23 +102,36 @@ impl Vm {
                 self.alloc_vcpu(st, id);
             }
         }
+        self.activate_bsp(st);
     }
 
-    /// VM_REINIT: back to the state after creation, memory and topology kept.
+    /// `vm_create` of 10.0 activates vCPU 0, since nobody else can. \[inferred]
+    fn activate_bsp(&self, st: &mut State<'_>) {
+        if self.behaviour.activation == Activation::ByKernel {
+            self.alloc_vcpu(st, 0);
+            self.activate(st, 0).expect("nothing is active in a new VM");
+        }
+    }
+
+    /// VM_REINIT: back to the state after creation, memory and topology kept. illumos does not ask that the VM be suspended before.
+    /// \[read]
     pub(super) fn reinit(&self, st: &mut State<'_>) -> Result<(), Errno> {
-        if st.suspended != st.active {
+        if st.suspended != st.active && self.behaviour.boundary == Boundary::FreeBsd {
             return Err(Errno::EBUSY);
         }
-        let mut fresh = VmState::new(self.max_cpus, std::mem::take(&mut st.memory));
+        let memory = std::mem::replace(&mut st.memory, Memory::new(self.behaviour.memseg));
+        let mut fresh = VmState::new(self.max_cpus, memory);
         fresh.topology = st.topology;
         fresh.deferred = st.deferred.take();
         let vcpus = std::mem::take(&mut st.vcpus).into_iter();
         fresh.vcpus = vcpus.map(|vcpu| vcpu.map(|vcpu| Box::new(vcpu.reinit()))).collect();
+        fresh.in_ioctl = st.in_ioctl;
         **st = fresh;
+        self.activate_bsp(st);
         Ok(())
     }
 
-    fn alloc_vcpu(&self, st: &mut State<'_>, id: usize) {
+    pub(super) fn alloc_vcpu(&self, st: &mut State<'_>, id: usize) {
         if st.vcpus[id].is_none() {
             st.vcpus[id] = Some(Box::new(Vcpu::new(id)));
             self.note(st, id, Event::VcpuAllocated);
@@ -128,6 +141,10 @@ impl Vm {
     /// `vm_alloc_vcpu` for a number from userspace: EINVAL when there can be no such vCPU.
     pub(super) fn vcpu_id(&self, st: &mut State<'_>, vcpuid: i32) -> Result<usize, Errno> {
         let id = usize::try_from(vcpuid).ok().filter(|&id| id < self.max_cpus).ok_or(Errno::EINVAL)?;
+        // vm_disable_vcpu_creation
+        if st.destroyed && st.allocated(id).is_none() {
+            return Err(Errno::EINVAL);
+        }
         self.alloc_vcpu(st, id);
         Ok(id)
     }
@@ -196,6 +213,16 @@ impl Vm {
         WaitChannel(self.number << 32 | 1 << 20)
     }
 
+    /// What a locker of all vCPUs waits on: one of them becomes idle, or begins a rendezvous.
+    pub(super) fn lock_all_channel(&self) -> WaitChannel {
+        WaitChannel(self.number << 32 | 1 << 23)
+    }
+
+    /// What waits for the last thread to leave the device (`destroy_dev`).
+    pub(super) fn device_channel(&self) -> WaitChannel {
+        WaitChannel(self.number << 32 | 1 << 22)
+    }
+
     /// What waits for a vCPU to become idle (`&vcpu->state`).
     fn idle_channel(&self, id: usize) -> WaitChannel {
         WaitChannel(self.number << 32 | 1 << 21 | id as u64)
@@ -219,13 +246,47 @@ impl Vm {
 
     /// `vcpu_lock_all`: waits for each vCPU to be idle and keeps it FROZEN, for whoever changes the whole VM. Returns those
     /// that are to [become idle](Vm::become_idle) again.
+    ///
+    /// A vCPU that has begun a rendezvous does not become idle before all its participants have run the function, and one that is
+    /// locked, or whose thread is the one that locks, does not: the two wait for each other for ever. From f39768e52e51 on the
+    /// locker runs the function for those that it has locked, and locks whoever is idle first (D52968). \[commit]
+    ///
+    /// From 98568a005a19 on an error was returned that had no value where no vCPU was allocated, and the way back from an error
+    /// counted an unsigned index down to less than 0. Both together: the thread never returns, if the value on the stack was not
+    /// 0. It is taken not to be. \[read, the value inferred]
     pub(super) fn lock_all(&self, st: &mut State<'_>) -> CpuSet {
+        let allocated: CpuSet = (0..self.max_cpus).filter(|&id| st.allocated(id).is_some()).collect();
+        if allocated.is_empty() && !self.behaviour.lock_all_error_set {
+            loop {
+                MutexGuard::unlocked(st, || self.host.sleep(ONE_SECOND));
+            }
+        }
         let mut locked = CpuSet::EMPTY;
-        for id in 0..self.max_cpus {
-            if st.allocated(id).is_some() {
-                self.await_idle(st, id);
-                self.change_state(st, id, VcpuState::Frozen);
-                locked.insert(id);
+        match self.behaviour.lock_all {
+            LockAll::OneByOne => {
+                for id in allocated.iter() {
+                    self.await_idle(st, id);
+                    self.change_state(st, id, VcpuState::Frozen);
+                    locked.insert(id);
+                }
+            }
+            LockAll::ServesRendezvous => {
+                while locked != allocated {
+                    for id in (allocated - locked).iter() {
+                        if st.vcpu(id).state == VcpuState::Idle {
+                            self.change_state(st, id, VcpuState::Frozen);
+                            locked.insert(id);
+                        }
+                    }
+                    self.serve_rendezvous(st, locked);
+                    if locked != allocated {
+                        for id in (allocated - locked).iter() {
+                            st.vcpu(id).reqidle = true;
+                            self.notify(st, id);
+                        }
+                        self.wait(st, self.lock_all_channel(), ONE_SECOND);
+                    }
+                }
             }
         }
         locked
@@ -237,6 +298,7 @@ impl Vm {
         let vcpu = st.vcpu(id);
         vcpu.gives_way |= std::mem::take(&mut vcpu.reqidle);
         self.host.wake(self.idle_channel(id));
+        self.host.wake(self.lock_all_channel());
     }
 
     /// `vcpu_require_state`.
@@ -258,9 +320,23 @@ impl Vm {
         self.host.wake(self.vcpu_channel(id));
     }
 
+    /// `vmmdev_lookup_and_destroy`: no ioctl begins any more, and those that are under way end before the VM does. From 15 on the VM is
+    /// suspended for it; before, a thread that sleeps in a HLT is waited for until something else wakes it. \[commit]
+    pub(super) fn destroy(&self) {
+        let mut st = self.lock();
+        st.destroyed = true;
+        if self.behaviour.destroy_suspends {
+            // EALREADY: suspended for another reason, which wakes everybody as well.
+            let _ = self.suspend(&mut st, 0, suspend::DESTROY);
+        }
+        while st.in_ioctl > 0 {
+            self.wait(&mut st, self.device_channel(), ONE_SECOND);
+        }
+    }
+
     // -- the sets ---------------------------------------------------------------------------------------------------
 
-    /// VM_ACTIVATE_CPU.
+    /// `vm_activate_cpu`.
     pub(super) fn activate(&self, st: &mut State<'_>, id: usize) -> Result<(), Errno> {
         if !st.active.insert(id) {
             return Err(Errno::EBUSY);
@@ -312,13 +388,15 @@ impl Vm {
 
     /// `vm_suspend`.
     pub(super) fn suspend(&self, st: &mut State<'_>, by: usize, how: i32) -> Result<(), Errno> {
-        if how <= suspend::NONE || how >= suspend::LAST {
+        let last = if self.behaviour.destroy_suspends { suspend::LAST_WITH_DESTROY } else { suspend::LAST };
+        if how <= suspend::NONE || how >= last {
             return Err(Errno::EINVAL);
         }
         if st.suspend != suspend::NONE {
             return Err(Errno::EALREADY);
         }
         st.suspend = how;
+        st.suspended_at = self.host.now();
         self.note(st, by, Event::VmSuspended { how: suspend::name(how).to_owned() });
         for id in st.active.iter() {
             self.notify(st, id);
@@ -337,6 +415,9 @@ impl VmState {
             halted: CpuSet::EMPTY,
             startup: CpuSet::EMPTY,
             suspend: suspend::NONE,
+            suspended_at: 0,
+            in_ioctl: 0,
+            destroyed: false,
             rendezvous: None,
             topology: VmCpuTopology { sockets: 1, cores: 1, threads: 1, maxcpus: max_cpus as u16 },
             memory,

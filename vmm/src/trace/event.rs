@@ -114,6 +114,8 @@ pub enum DropReason {
     LogicalDestination,
     /// Vectors 0 to 15 are illegal.
     IllegalVector,
+    /// The exit that a STARTUP by WRMSR is to cause is lost on its way (before becd984900).
+    ExitLost,
     /// The local APICs of all targets are disabled by software, and take no fixed interrupt (SDM 3A 11.4.7.2).
     SoftwareDisabled,
 }
@@ -126,6 +128,8 @@ pub enum StartupStore {
     BootState,
     /// Per VM (from c0f35dbf19c3 on).
     StartupCpus,
+    /// Per vCPU, as one of its run states (illumos).
+    RunState,
 }
 
 /// What a bare-metal guest said at the report port.
@@ -154,15 +158,41 @@ pub enum GuestReport {
         /// Its APIC ID.
         apic_id: u32,
     },
+    /// How many APs the guest is going to start.
+    ApsAsked {
+        /// How many.
+        aps: u32,
+    },
     /// A test passed.
     TestPassed {
         /// Which, `TEST_*` of the report port.
         test: u32,
+        /// The CPU that it is about, if about one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        apic_id: Option<u32>,
     },
     /// A test failed.
     TestFailed {
         /// Which, `TEST_*` of the report port.
         test: u32,
+        /// The CPU that it is about, if about one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        apic_id: Option<u32>,
+    },
+    /// What the guest saw where the architecture leaves a choice.
+    Seen {
+        /// What, `SEEN_*` of the report port.
+        what: u32,
+        /// The CPU that it is about, if about one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        apic_id: Option<u32>,
+    },
+    /// A CPU says that it runs where nobody sent it.
+    Stray {
+        /// Its APIC ID.
+        apic_id: u32,
+        /// The STARTUP vector of the page where it began; `None`: the reset vector.
+        vector: Option<u8>,
     },
     /// An AP never reported.
     ApMissing {
@@ -181,7 +211,7 @@ pub enum GuestReport {
     },
     /// The guest met something that it cannot handle.
     Broken {
-        /// Its own code.
+        /// Why, `BROKEN_*` of the report port; 100H + the vector of an unexpected interrupt or exception.
         code: u32,
     },
     /// A word that is no report.
@@ -201,8 +231,24 @@ impl GuestReport {
             port::CPUS_FOUND => GuestReport::CpusFound { cpus: payload & 0xffff, mp_table: payload & 0x1_0000 != 0 },
             port::AP_AWAITED => GuestReport::ApAwaited { apic_id: payload },
             port::AP_ONLINE => GuestReport::ApOnline { apic_id: payload },
-            port::TEST_PASSED => GuestReport::TestPassed { test: payload },
-            port::TEST_FAILED => GuestReport::TestFailed { test: payload },
+            port::APS_ASKED => GuestReport::ApsAsked { aps: payload },
+            port::TEST_PASSED => {
+                let (test, apic_id) = port::about_whom(payload);
+                GuestReport::TestPassed { test, apic_id }
+            }
+            port::TEST_FAILED => {
+                let (test, apic_id) = port::about_whom(payload);
+                GuestReport::TestFailed { test, apic_id }
+            }
+            port::SEEN => {
+                let (what, apic_id) = port::about_whom(payload);
+                GuestReport::Seen { what, apic_id }
+            }
+            port::STRAY => {
+                let place = payload >> 16;
+                let vector = (place != port::RESET_VECTOR).then_some(place as u8);
+                GuestReport::Stray { apic_id: payload & 0xffff, vector }
+            }
             port::AP_MISSING => GuestReport::ApMissing { apic_id: payload },
             port::DONE => GuestReport::Done { aps: payload },
             port::GAVE_UP => GuestReport::GaveUp { aps: payload },
@@ -219,6 +265,13 @@ pub enum Event {
     // -- guest ------------------------------------------------------------------------------------------------------
     /// The guest wrote to the report port.
     Report(GuestReport),
+    /// The console of an operating system said how far it is.
+    Milestone {
+        /// What the line stands for.
+        name: String,
+        /// The line.
+        line: String,
+    },
     /// The first instruction of a vCPU since it was made, reset or started is about to run.
     FirstInstruction {
         /// CS selector.
@@ -410,7 +463,7 @@ impl Event {
     pub fn layer(&self) -> Layer {
         use Event::*;
         match self {
-            Report(_) | FirstInstruction { .. } | TripleFault | Unimplemented { .. } => Layer::Guest,
+            Report(_) | Milestone { .. } | FirstInstruction { .. } | TripleFault | Unimplemented { .. } => Layer::Guest,
             IcrWrite { .. }
             | DestinationResolved { .. }
             | ExitMask { .. }
@@ -436,6 +489,31 @@ impl Event {
             | Deadline
             | Deadlock
             | Outcome { .. } => Layer::Frontend,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_whom_it_is_about() {
+        for apic_id in [None, Some(0), Some(1), Some(1023)] {
+            let word = u32::from(port::TEST_FAILED) << 24 | port::about(port::TEST_TIMER, apic_id);
+            assert_eq!(GuestReport::from_word(word), GuestReport::TestFailed { test: port::TEST_TIMER, apic_id });
+        }
+        let stray = |place: u32| GuestReport::from_word(u32::from(port::STRAY) << 24 | place << 16 | 0x3ff);
+        assert_eq!(stray(8), GuestReport::Stray { apic_id: 1023, vector: Some(8) });
+        assert_eq!(stray(port::RESET_VECTOR), GuestReport::Stray { apic_id: 1023, vector: None });
+    }
+
+    #[test]
+    fn what_a_report_is_about_has_one_name() {
+        for name in [port::test_name, port::seen_name, port::broken_in_words] {
+            let names: Vec<&str> = (0..256).map_while(|number| name(number + 1)).collect();
+            assert!(names.len() >= 6 && (names.len() as u32 + 2..256).all(|number| name(number).is_none()));
+            assert!(names.iter().enumerate().all(|(i, name)| !names[..i].contains(name)), "{names:?}");
         }
     }
 }

@@ -113,7 +113,7 @@ mod tests {
 
     fn report() -> impl Strategy<Value = Event> {
         // From the wire: every code is reached, and so is the report that is none.
-        (0..=10u32, 0..0x100_0000u32)
+        (0..=14u32, 0..0x100_0000u32)
             .prop_map(|(code, payload)| Event::Report(GuestReport::from_word(code << 24 | payload)))
     }
 

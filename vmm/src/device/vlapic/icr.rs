@@ -92,6 +92,20 @@ const fn shorthand_bits(shorthand: Shorthand) -> u8 {
     }
 }
 
+/// How a snapshot keeps the register: as its 64 bits.
+pub(super) mod as_bits {
+    use super::Icr;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(icr: &Icr, serializer: S) -> Result<S::Ok, S::Error> {
+        icr.into_bits().serialize(serializer)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Icr, D::Error> {
+        u64::deserialize(deserializer).map(Icr::from_bits)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

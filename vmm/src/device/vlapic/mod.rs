@@ -17,6 +17,7 @@ pub use icr::Icr;
 
 use super::GeneralProtection;
 use crate::trace::DeliveryMode;
+use serde::{Deserialize, Serialize};
 use timer::Timer;
 use vectors::Vectors;
 
@@ -185,7 +186,7 @@ pub enum LocalInterrupt {
 }
 
 /// The local APIC of one vCPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vlapic {
     vcpuid: u32,
     apic_base: u64,
@@ -199,6 +200,7 @@ pub struct Vlapic {
     esr: u32,
     /// Errors since ESR was last written, which is when software gets to see them.
     esr_pending: u32,
+    #[serde(with = "icr::as_bits")]
     icr: Icr,
     lvt: [u32; Lvt::ALL.len()],
     timer: Timer,
@@ -288,6 +290,12 @@ impl Vlapic {
     #[must_use]
     pub fn apic_base(&self) -> u64 {
         self.apic_base
+    }
+
+    /// The interrupt command register, as it was last written.
+    #[must_use]
+    pub fn icr(&self) -> Icr {
+        self.icr
     }
 
     /// Writes IA32_APIC_BASE, which the guest can only leave as it is.

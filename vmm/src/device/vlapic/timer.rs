@@ -1,13 +1,14 @@
 //! The timer of the local APIC (SDM 3A 11.5.4).
 
 use crate::device::clock::{Countdown, Frequency};
+use serde::{Deserialize, Serialize};
 
 /// `VLAPIC_BUS_FREQ`: what the divide configuration register divides.
 const BUS: Frequency = Frequency::hz(128 << 20);
 
 /// Initial count, current count and divide configuration. Whether the timer is periodic, and what it raises, stands in
 /// the LVT.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Timer {
     initial_count: u32,
     divide_configuration: u32,

@@ -1,7 +1,9 @@
 //! A set of interrupt vectors, as IRR, ISR and TMR keep it.
 
+use serde::{Deserialize, Serialize};
+
 /// 256 bits in eight 32-bit registers (SDM 3A 11.8.4).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Vectors {
     words: [u32; 8],
 }

@@ -257,18 +257,22 @@ pub(super) fn enter<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     let mask = cpu.stack_mask;
     let rbp: u64 = cpu.get(RBP);
     let frame = cpu.rsp().wrapping_sub(bytes) & mask;
-    let mut values = vec![rbp];
-    for i in 1..level {
-        let outer: T = cpu.read(bus, SS, rbp.wrapping_sub(i * bytes) & mask)?;
-        values.push(outer.zx());
-    }
-    if level > 0 {
-        values.push(frame);
-    }
     let end = frame.wrapping_sub(level * bytes).wrapping_sub(op.immediate) & mask;
     // The manual's last check: the new top of the stack must be writable.
     cpu.open::<T>(bus, SS, end)?;
-    cpu.push_all::<T>(bus, &values)?;
+    let slot = |i: u64| frame.wrapping_sub(i * bytes) & mask;
+    for i in 0..=level {
+        cpu.open::<T>(bus, SS, slot(i))?;
+    }
+    cpu.write(bus, SS, frame, T::of(rbp))?;
+    // One after the other: a pointer that is copied may be one that was just pushed.
+    for i in 1..level {
+        let outer: T = cpu.read(bus, SS, rbp.wrapping_sub(i * bytes) & mask)?;
+        cpu.write(bus, SS, slot(i), outer)?;
+    }
+    if level > 0 {
+        cpu.write(bus, SS, slot(level), T::of(frame))?;
+    }
     cpu.put(RBP, T::of(frame));
     cpu.set_sp(end);
     Ok(())

@@ -11,7 +11,7 @@ use super::op::{Dst, Flat, Handler, Imm, Mem, Op, Src, flag};
 use super::state::{Cpu, FS, GS, LDTR, Step, TR, cr0, cr4, vector};
 use super::string::{self, Cmps, Ins, Lods, Movs, Outs, Scas, Stos, StringOp};
 use super::word::{HIGH_BYTE, RIP, ZERO};
-use super::{alu, control, io, segment, system, x87, xsave};
+use super::{alu, control, io, segment, sse, system, x87, xsave};
 use iced_x86::{
     Code, CodeSize as IcedCodeSize, ConditionCode, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register,
 };
@@ -23,6 +23,8 @@ pub(super) struct Decoded {
     pub(super) ends_block: bool,
     /// Nor may one stand before it: it looks at the count of instructions executed.
     pub(super) starts_block: bool,
+    /// The processor lacks it: #UD, recorded.
+    pub(super) lacking: bool,
 }
 
 /// Picks the instance of a handler for an operand width in bytes.
@@ -107,7 +109,7 @@ fn operand_width(instruction: &Instruction, i: u32) -> usize {
     }
 }
 
-fn number(register: Register) -> u8 {
+pub(super) fn number(register: Register) -> u8 {
     let full = register.full_register().number() as u8;
     let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
     full | if high { HIGH_BYTE } else { 0 }
@@ -143,7 +145,7 @@ fn cut(address_size: u8) -> u8 {
 /// Makes an operation of a valid instruction.
 pub(super) fn decode(instruction: &Instruction) -> Decoded {
     let mut op = operands(instruction);
-    let mut decoded = Decoded { op, ends_block: false, starts_block: false };
+    let mut decoded = Decoded { op, ends_block: false, starts_block: false, lacking: false };
     op.run = handler(instruction, &mut op, &mut decoded);
     decoded.op = op;
     decoded
@@ -153,7 +155,7 @@ pub(super) fn decode(instruction: &Instruction) -> Decoded {
 pub(super) fn invalid(len: usize) -> Decoded {
     let mut op = blank(len);
     op.run = control::undefined;
-    Decoded { op, ends_block: true, starts_block: false }
+    Decoded { op, ends_block: true, starts_block: false, lacking: false }
 }
 
 /// What stands for an instruction of more than 15 bytes.
@@ -161,7 +163,7 @@ pub(super) fn too_long() -> Decoded {
     fn run(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
         Err(cpu.gp(0))
     }
-    Decoded { op: Op { run, ..blank(15) }, ends_block: true, starts_block: false }
+    Decoded { op: Op { run, ..blank(15) }, ends_block: true, starts_block: false, lacking: false }
 }
 
 fn blank(len: usize) -> Op {
@@ -716,6 +718,7 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
                 None => {
                     op.immediate = mnemonic as u64;
                     op.extra = needs(instruction);
+                    decoded.lacking = true;
                     not_implemented
                 }
             }
@@ -792,7 +795,7 @@ fn unit_handler(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         M::Ldmxcsr => xsave::ldmxcsr,
         M::Stmxcsr => xsave::stmxcsr,
         M::Emms => x87::emms,
-        _ => return x87::handler(instruction, op),
+        _ => return x87::handler(instruction, op).or_else(|| sse::handler(instruction, op)),
     })
 }
 

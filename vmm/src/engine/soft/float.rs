@@ -343,8 +343,14 @@ impl Env {
     ) -> Number {
         if !self.is_masked(flag::UNDERFLOW) {
             self.flags |= flag::UNDERFLOW | if inexact { flag::INEXACT } else { 0 };
-            let wrap = if self.wraps { WRAP } else { 0 };
-            return Number::finite(sign, rounded_exponent + wrap, rounded);
+            let wrapped = rounded_exponent + if self.wraps { WRAP } else { 0 };
+            if wrapped < format.lowest && self.wraps {
+                // FSCALE alone goes further than the wrapped exponent reaches.
+                self.flags |= flag::INEXACT;
+                self.rounded_up = false;
+                return Number::zero(sign);
+            }
+            return Number::finite(sign, wrapped, rounded);
         }
         if self.ftz {
             self.flags |= flag::UNDERFLOW | flag::INEXACT;
@@ -365,8 +371,13 @@ impl Env {
         self.flags |= flag::OVERFLOW;
         if !self.is_masked(flag::OVERFLOW) {
             self.flags |= if inexact { flag::INEXACT } else { 0 };
-            let wrap = if self.wraps { WRAP } else { 0 };
-            return Number::finite(sign, exponent - wrap, rounded);
+            let wrapped = exponent - if self.wraps { WRAP } else { 0 };
+            if wrapped > format.highest && self.wraps {
+                self.flags |= flag::INEXACT;
+                self.rounded_up = true;
+                return Number::infinity(sign);
+            }
+            return Number::finite(sign, wrapped, rounded);
         }
         self.flags |= flag::INEXACT;
         let to_infinity = match self.rounding {
@@ -611,7 +622,7 @@ impl Env {
     }
 
     /// Rounds to a signed integer of `bits` bits; the integer indefinite, the lowest, if it does not fit.
-    pub(super) fn to_integer(&mut self, a: Number, bits: u32) -> i64 {
+    pub(super) fn integer_of(&mut self, a: Number, bits: u32) -> i64 {
         let a = self.operand(a);
         let lowest = i64::MIN >> (64 - bits);
         let flags = self.flags;

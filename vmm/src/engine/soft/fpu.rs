@@ -32,7 +32,6 @@ pub(super) mod mxcsr {
 pub(super) mod status {
     /// IE, DE, ZE, OE, UE, PE.
     pub(in super::super) const EXCEPTIONS: u16 = 0x3F;
-    pub(in super::super) const IE: u16 = 1 << 0;
     /// Stack fault.
     pub(in super::super) const SF: u16 = 1 << 6;
     /// Exception summary: an unmasked exception is pending.

@@ -35,6 +35,7 @@ mod mem;
 mod op;
 mod paging;
 mod segment;
+mod sse;
 mod state;
 mod string;
 mod system;

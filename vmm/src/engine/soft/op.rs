@@ -48,6 +48,8 @@ pub(super) mod flag {
     pub(in super::super) const REPNE: u8 = 1 << 2;
     /// The r/m operand is memory in 64-bit mode, with a 64-bit address and in a segment without a base.
     pub(in super::super) const FLAT: u8 = 1 << 3;
+    /// The second operand of a vector shift is the immediate.
+    pub(in super::super) const IMMEDIATE: u8 = 1 << 4;
 }
 
 impl Op {

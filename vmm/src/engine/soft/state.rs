@@ -251,7 +251,8 @@ pub(super) struct Cpu {
     pub(super) pdpte: [u64; 4],
     pub(super) entry_instruction_length: u64,
     pub(super) msrs: Msrs,
-    pub(super) fpu: Fpu,
+    /// Apart, so that what integer instructions use lies close together.
+    pub(super) fpu: Box<Fpu>,
     /// Interrupts are blocked for one instruction, after STI or MOV SS.
     pub(super) shadow: bool,
     /// NMIs are blocked until IRET.
@@ -398,7 +399,7 @@ impl Cpu {
             pdpte: [0; 4],
             entry_instruction_length: 0,
             msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
-            fpu: Fpu::new(),
+            fpu: Box::new(Fpu::new()),
             shadow: false,
             nmi_blocked: false,
             trap_due: false,

@@ -20,7 +20,13 @@ fn word() -> impl Strategy<Value = u32> + Clone {
 }
 
 fn call() -> impl Strategy<Value = (Request, Vec<u32>)> {
-    (0..REQUESTS.len(), proptest::collection::vec(word(), 16)).prop_map(|(index, words)| (REQUESTS[index].1, words))
+    let generations = [v12::REQUESTS, v14::REQUESTS, v15::REQUESTS, wide::REQUESTS].concat();
+    let request = prop_oneof![
+        6 => (0..REQUESTS.len()).prop_map(|index| REQUESTS[index].1),
+        3 => (0..illumos::REQUESTS.len()).prop_map(|index| illumos::REQUESTS[index].1),
+        1 => (0..generations.len()).prop_map(move |index| generations[index].1),
+    ];
+    (request, proptest::collection::vec(word(), 16))
 }
 
 fn play(version: &KernelVersion, engine: Arc<dyn Engine>, calls: &[(Request, Vec<u32>)]) -> End {
@@ -29,9 +35,9 @@ fn play(version: &KernelVersion, engine: Arc<dyn Engine>, calls: &[(Request, Vec
     let host = Host::virtual_time(0, LIMIT_NS);
     let kernel = Kernel::boot(&host, version, engine);
     let calls = calls.to_vec();
+    let behaviour = version.behaviour();
     host.run("frontend", move || {
-        kernel.vm_create(VM).expect("the name is free");
-        let device = kernel.open(VM).expect("just created");
+        let device = Vmmapi::create(&kernel, behaviour).device;
         for (request, words) in calls {
             let mut arg = [0; LONGEST];
             for (bytes, word) in arg.chunks_exact_mut(4).zip(words) {
@@ -79,8 +85,7 @@ fn access() -> impl Strategy<Value = Exit> {
 
 /// Runs a vCPU until its guest's last port, or an error.
 fn run_to_the_end(vmm: &Vmmapi, vcpu: i32) {
-    let last = |exit: &VmExit| exit.exitcode == exitcode::INOUT && exit.payload::<ExitInout>().port == LAST_PORT;
-    while vmm.run(vcpu).is_ok_and(|exit| !last(&exit)) {}
+    while vmm.run(vcpu).is_ok_and(|exit| vmm.port(&exit) != Some(LAST_PORT)) {}
 }
 
 proptest! {
@@ -95,8 +100,9 @@ proptest! {
             let script =
                 (0..).zip(scripts.clone()).fold(Scripted::new(), |script, (vcpu, exits)| script.vcpu(vcpu, exits));
             let finished = on_kernel(&version, script, move |host, vmm| {
+                let eager = eager && vmm.behaviour.activation == Activation::ByUserspace;
                 for vcpu in if eager { 0..2 } else { 0..1 } {
-                    vmm.activate(vcpu).expect("not active yet");
+                    vmm.start(vcpu);
                     if x2apic {
                         vmm.set_x2apic(vcpu).expect("it exists");
                     }
@@ -114,8 +120,10 @@ proptest! {
     }
 
     #[test]
-    fn no_argument_makes_us_fall_over(calls in proptest::collection::vec(call(), 1..40), newest: bool) {
-        let version = kernel(if newest { "fbsd-13.2" } else { "fbsd-13.1" });
+    fn no_argument_makes_us_fall_over(
+        calls in proptest::collection::vec(call(), 1..40),
+        version in (0..KernelVersion::all().count()).prop_map(|index| KernelVersion::all().nth(index).expect("counted")),
+    ) {
         let exits = [Exit::MmioRead { gpa: 0xfee0_0020, size: 4 }, Exit::RdMsr { index: 0x10 }, Exit::Hlt];
         let scripted = Scripted::new().vcpu(0, exits.clone()).vcpu(1, exits);
         for engine in [Arc::new(scripted) as Arc<dyn Engine>, Arc::new(SoftEngine::new())] {

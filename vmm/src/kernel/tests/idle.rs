@@ -105,7 +105,7 @@ fn reinit_waits_for_every_vcpu() {
         host.sleep(10_000);
         vmm.run(1).expect("SUSPENDED");
         // vCPU 0's thread is still on its way out of the kernel.
-        assert_eq!(vmm.0.ioctl(VM_REINIT, &mut []), Ok(()));
+        assert_eq!(vmm.reinit(), Ok(()));
         host.sleep(10_000);
         assert_eq!(vmm.activate(0), Ok(()));
         assert_eq!(vmm.run(0).map(|exit| exit.exitcode), Ok(exitcode::INOUT), "it runs again");

@@ -142,7 +142,8 @@ impl EngineVcpu for ScriptedVcpu {
     }
 
     fn interruptible(&mut self) -> bool {
-        false
+        const RFLAGS_IF: u64 = 1 << 9;
+        self.reg(Reg::Rflags) & RFLAGS_IF != 0
     }
 
     fn request_interrupt_window(&mut self, _: bool) {}

@@ -6,8 +6,12 @@ mod code;
 mod debug;
 mod devices;
 mod events;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod forms;
 mod fpu;
 mod fuzz;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod host;
 mod integer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod native;
@@ -133,7 +137,7 @@ impl Bench {
         self.flat_segments(0xC09B, cpl);
     }
 
-    fn flat_segments(&mut self, code: u32, cpl: u32) {
+    pub(super) fn flat_segments(&mut self, code: u32, cpl: u32) {
         for reg in [Reg::Cs, Reg::Ds, Reg::Es, Reg::Ss, Reg::Fs, Reg::Gs] {
             let access = if reg == Reg::Cs { code } else { 0xC093 };
             // The GDTs of the tests begin with code and data of ring 0, then of ring 3.

@@ -96,20 +96,22 @@ pub(super) fn round_to_integral(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     })
 }
 
-/// A function of ST(0) and ST(1) that replaces ST(0).
-fn with_st1(cpu: &mut Cpu, op: &Op, f: impl FnOnce(&mut Fpu, &mut Env, Number, Number) -> Number) -> Step {
+/// A function of ST(0) and ST(1) that replaces ST(0). An empty one clears the condition bits `cleared`.
+fn with_st1(
+    cpu: &mut Cpu,
+    op: &Op,
+    cleared: u16,
+    f: impl FnOnce(&mut Fpu, &mut Env, Number, Number) -> Number,
+) -> Step {
     cpu.check_x87_waiting()?;
     cpu.note_x87(op);
     let (Some(a), Some(b)) = (number(cpu.fpu.st(0)), number(cpu.fpu.st(1))) else {
+        cpu.fpu.set_condition(cleared, 0);
         cpu.stack_underflow(op, |fpu| fpu.set_st(0, indefinite()));
         return Ok(());
     };
     let mut env = cpu.fpu.env();
-    let before = cpu.fpu.status;
     let result = f(&mut cpu.fpu, &mut env, a, b);
-    if !cpu.fpu.is_masked(env.flags & flag::BEFORE) {
-        cpu.fpu.status = before;
-    }
     let goes_on = cpu.x87_exceptions(op, env.flags);
     if goes_on {
         cpu.fpu.set_st(0, result.to_f80());
@@ -119,9 +121,10 @@ fn with_st1(cpu: &mut Cpu, op: &Op, f: impl FnOnce(&mut Fpu, &mut Env, Number, N
 
 /// FSCALE.
 pub(super) fn scale(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
-    with_st1(cpu, op, |fpu, env, a, b| {
+    with_st1(cpu, op, 0, |fpu, env, a, b| {
         let result = scaled(env, a, b);
-        fpu.set_c1(env.flags & flag::INEXACT != 0 && env.rounded_up);
+        let goes_on = fpu.is_masked(env.flags & flag::BEFORE);
+        fpu.set_c1(goes_on && env.flags & flag::INEXACT != 0 && env.rounded_up);
         result
     })
 }
@@ -145,35 +148,42 @@ fn scaled(env: &mut Env, a: Number, b: Number) -> Number {
     let by = match b.exponent {
         17.. if b.sign => -0x2_0000,
         17.. => 0x2_0000,
-        _ => whole.to_integer(b, 32) as i32,
+        _ => whole.integer_of(b, 32) as i32,
     };
     env.round_number(Format::EXTENDED, Number { exponent: a.exponent + by, ..a })
 }
 
 /// FPREM, and FPREM1 if `NEAREST`: the partial remainder.
 pub(super) fn remainder<const NEAREST: bool>(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
-    with_st1(cpu, op, |fpu, env, a, b| {
-        // Invalid operations leave C2 clear: nothing more is to be done.
-        let (result, condition) = partial_remainder::<NEAREST>(env, a, b);
-        fpu.set_condition(status::CONDITION, condition);
-        result
+    with_st1(cpu, op, status::C2, |fpu, env, a, b| {
+        match partial_remainder::<NEAREST>(env, a, b) {
+            (result, Some(condition)) if fpu.is_masked(env.flags & flag::BEFORE) => {
+                fpu.set_condition(status::CONDITION, condition);
+                result
+            }
+            // There is no quotient, and nothing more to be done.
+            (result, _) => {
+                fpu.set_condition(status::C2 | status::C1, 0);
+                result
+            }
+        }
     })
 }
 
-fn partial_remainder<const NEAREST: bool>(env: &mut Env, a: Number, b: Number) -> (Number, u16) {
+fn partial_remainder<const NEAREST: bool>(env: &mut Env, a: Number, b: Number) -> (Number, Option<u16>) {
     if let Some(nan) = env.nan_of_two(a, b) {
-        return (nan, 0);
+        return (nan, None);
     }
     if a.class == Class::Infinity || b.is_zero() {
-        return (env.invalid(), 0);
+        return (env.invalid(), None);
     }
     env.note_denormal(&[a, b]);
     if a.is_zero() || b.class == Class::Infinity {
-        return (env.round_number(Format::EXTENDED, a), 0);
+        return (env.round_number(Format::EXTENDED, a), Some(0));
     }
     let difference = a.exponent - b.exponent;
     if difference < if NEAREST { -1 } else { 0 } {
-        return (env.round_number(Format::EXTENDED, a), 0);
+        return (env.round_number(Format::EXTENDED, a), Some(0));
     }
     // Divides by the divisor times a power of 2 if the quotient would have more than 64 bits (SDM 2A, FPREM).
     let steps = if difference < 64 { difference } else { difference & 31 | 32 };
@@ -194,11 +204,11 @@ fn partial_remainder<const NEAREST: bool>(env: &mut Env, a: Number, b: Number) -
     let bit = |i: u32, flag: u16| if quotient >> i & 1 != 0 { flag } else { 0 };
     let condition = if is_done { bit(2, status::C0) | bit(1, status::C3) | bit(0, status::C1) } else { status::C2 };
     if rest == 0 {
-        return (Number::zero(a.sign), condition);
+        return (Number::zero(a.sign), Some(condition));
     }
     let shift = rest.leading_zeros();
     // Bit 64 of the rest is bit 63 of the divisor's significand.
-    (env.round(Format::EXTENDED, sign, unit + 63 - shift as i32, rest << shift), condition)
+    (env.round(Format::EXTENDED, sign, unit + 63 - shift as i32, rest << shift), Some(condition))
 }
 
 /// FXTRACT.
@@ -264,12 +274,11 @@ pub(super) mod comparison {
     pub(in super::super) const WITH_ZERO: u8 = 2;
 }
 
-/// Compares ST(0) with the second operand and hands the result on, unless an unmasked exception forbids it.
+/// Compares ST(0) with the second operand and hands the result on.
 fn comparison_of(cpu: &mut Cpu, bus: &mut Bus, op: &Op, take: impl FnOnce(&mut Cpu, Option<Ordering>)) -> Step {
     cpu.check_x87_waiting()?;
     let b = if op.dst & comparison::WITH_ZERO != 0 { Some(Number::zero(false)) } else { cpu.second_operand(bus, op)? };
     cpu.note_x87(op);
-    cpu.fpu.set_c1(false);
     let (ordering, flags) = match (number(cpu.fpu.st(0)), b) {
         (Some(a), Some(b)) => {
             let mut env = cpu.fpu.env();
@@ -277,11 +286,13 @@ fn comparison_of(cpu: &mut Cpu, bus: &mut Bus, op: &Op, take: impl FnOnce(&mut C
         }
         _ => {
             cpu.fpu.status |= status::SF;
+            cpu.fpu.set_c1(false);
             (None, flag::INVALID)
         }
     };
+    // The result is there even if an exception is not masked; only the operands stay.
+    take(cpu, ordering);
     if cpu.x87_exceptions(op, flags) {
-        take(cpu, ordering);
         cpu.fpu.pop_times(op.extra);
     }
     Ok(())

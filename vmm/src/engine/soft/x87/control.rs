@@ -91,6 +91,7 @@ pub(super) fn turn(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
 pub(super) fn ffree(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     cpu.check_x87_waiting()?;
     cpu.note_x87(op);
+    cpu.fpu.set_c1(false);
     cpu.fpu.free(op.dst);
     cpu.fpu.pop_times(op.extra);
     Ok(())

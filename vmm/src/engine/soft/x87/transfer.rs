@@ -41,10 +41,11 @@ pub(super) fn load(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     }
     let mut env = cpu.fpu.env();
     let value = env.convert(Format::EXTENDED, operand);
-    if cpu.x87_exceptions(op, env.flags) {
+    cpu.fpu.set_c1(false);
+    cpu.x87_exceptions(op, env.flags);
+    // A denormal is loaded even if its exception is not masked: nothing is lost.
+    if cpu.fpu.is_masked(env.flags & flag::INVALID) {
         cpu.x87_push(op, value.to_f80());
-    } else {
-        cpu.fpu.set_c1(false);
     }
     Ok(())
 }
@@ -82,7 +83,6 @@ pub(super) fn load_register(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     cpu.note_x87(op);
     match cpu.fpu.st(op.dst) {
         Some(value) => cpu.x87_push(op, value),
-        None if cpu.fpu.st(7).is_some() => cpu.x87_push(op, F80::default()),
         None => cpu.stack_underflow(op, |fpu| {
             fpu.top = (fpu.top + 7) & 7;
             fpu.set_st(0, Number::indefinite().to_f80());
@@ -132,9 +132,9 @@ fn store_converted(
     let stores = cpu.fpu.is_masked(env.flags & (RANGE | flag::BEFORE));
     if stores {
         put(cpu, bus, bits)?;
-    } else if env.flags & RANGE != 0 && env.flags & flag::INEXACT != 0 && !cpu.fpu.is_masked(env.flags & RANGE) {
+    } else {
         // Nothing was stored, so nothing was rounded.
-        env.rounded_up = false;
+        env.flags &= !flag::INEXACT;
     }
     cpu.x87_exceptions(op, env.flags);
     cpu.fpu.set_c1(env.flags & flag::INEXACT != 0 && env.rounded_up);
@@ -177,7 +177,7 @@ pub(super) fn store_integer<const TRUNCATE: bool>(cpu: &mut Cpu, bus: &mut Bus, 
         if TRUNCATE {
             env.rounding = super::super::float::Rounding::Zero;
         }
-        env.to_integer(value, bits) as u64
+        env.integer_of(value, bits) as u64
     };
     store_converted(cpu, bus, op, convert, (i64::MIN >> (64 - bits)) as u64, put_by_kind(op))
 }
@@ -222,7 +222,7 @@ pub(super) fn store_decimal(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_x87_waiting()?;
     cpu.note_x87(op);
     let convert = |env: &mut Env, value: Number| {
-        let integer = env.to_integer(value, 64);
+        let integer = env.integer_of(value, 64);
         if env.flags & flag::INVALID == 0 && integer.unsigned_abs() < DECIMAL_LIMIT {
             return integer.unsigned_abs();
         }
@@ -271,17 +271,9 @@ pub(super) fn conditional_move(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     cpu.note_x87(op);
     let moves = cpu.status.condition(op.extra);
     match (cpu.fpu.st(0), cpu.fpu.st(op.src)) {
-        (Some(_), Some(value)) => {
-            cpu.fpu.set_c1(false);
-            if moves {
-                cpu.fpu.set_st(0, value);
-            }
-        }
-        _ => cpu.stack_underflow(op, |fpu| {
-            if moves {
-                fpu.set_st(0, Number::indefinite().to_f80());
-            }
-        }),
+        (Some(_), Some(value)) if moves => cpu.fpu.set_st(0, value),
+        (Some(_), Some(_)) => {}
+        _ => cpu.stack_underflow(op, |fpu| fpu.set_st(0, Number::indefinite().to_f80())),
     }
     Ok(())
 }

@@ -1,0 +1,79 @@
+//! Backtraces across the fence: a worker that panics cannot read this program's file to name the functions, but it can say
+//! where they are. The runner, which is the same program, names them.
+
+use std::ffi::c_void;
+use std::fmt::Write as _;
+
+/// How a line with addresses begins.
+const FRAMES: &str = "frames of spinup:";
+
+/// Frames that are told.
+const MOST: usize = 48;
+
+/// A place in this program, from which addresses count: they differ between two processes of it.
+fn anchor() -> usize {
+    anchor as fn() -> usize as usize
+}
+
+/// From now on, panics of this process are told with addresses for [`named`].
+pub(super) fn tell_addresses() {
+    std::panic::set_hook(Box::new(|info| {
+        let trace = backtrace::Backtrace::new_unresolved();
+        let mut line = String::from(FRAMES);
+        for frame in trace.frames().iter().take(2 * MOST) {
+            let _ = write!(line, " {:x}", (frame.ip() as usize).wrapping_sub(anchor()));
+        }
+        eprintln!("{info}\n{line}");
+    }));
+}
+
+/// A text of a worker, with its lines of addresses as names.
+pub(super) fn named(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        match line.strip_prefix(FRAMES) {
+            Some(addresses) => name(&mut out, addresses),
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+fn name(out: &mut String, addresses: &str) {
+    let offsets = addresses.split_whitespace().filter_map(|address| usize::from_str_radix(address, 16).ok());
+    let mut told = 0;
+    for offset in offsets.take(2 * MOST) {
+        let address = anchor().wrapping_add(offset) as *mut c_void;
+        backtrace::resolve(address, |symbol| {
+            let name = symbol.name().map_or_else(|| "?".to_owned(), |name| format!("{name:#}"));
+            // What a panic itself does is no news.
+            let of_the_panic =
+                ["backtrace::", "std::panicking", "core::panicking", "rust_begin_unwind", "std::backtrace"];
+            if told >= MOST || of_the_panic.iter().any(|prefix| name.contains(prefix)) {
+                return;
+            }
+            told += 1;
+            let file = symbol.filename().map(|file| file.display().to_string()).unwrap_or_default();
+            let place = symbol.lineno().map_or_else(|| file.clone(), |line| format!("{file}:{line}"));
+            let _ = writeln!(out, "  {name}  {place}");
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_program_have_names() {
+        let here = addresses_of_this_program_have_names as fn() as usize + 1;
+        let text = format!("before\n{FRAMES} {:x} zzz\nafter", here.wrapping_sub(anchor()));
+        let named = named(&text);
+        let lines: Vec<&str> = named.lines().collect();
+        assert_eq!((lines.first(), lines.last()), (Some(&"before"), Some(&"after")));
+        assert!(named.contains("addresses_of_this_program_have_names"), "{named}");
+    }
+}

@@ -1,0 +1,134 @@
+//! The worker's side: a process of its own that runs one cell after another, and says what became of each.
+
+use super::cell::{Execution, execute};
+use super::engines::Engines;
+use super::explain::Explanation;
+use super::frames;
+use super::sandbox;
+use super::wire::{Begin, Report, Task, bytes_frame, receive, send};
+use crate::matrix::{KernelSet, MatrixSource};
+use crate::outcome::{Outcome, OutcomeKind};
+use crate::trace::StoredTrace;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use vmm::host::Host;
+
+/// How much longer a cell gets to come to rest, once it has been told that it is given up.
+const REST: Duration = Duration::from_secs(1);
+
+/// Works until the runner has no more for it: reads tasks from standard input, and writes reports to standard output.
+///
+/// # Errors
+/// When the runner cannot be understood, or the host refuses to confine this process.
+pub fn work() -> io::Result<()> {
+    let (mut from, mut to) = (io::stdin().lock(), io::stdout().lock());
+    let Some(begin) = receive::<Begin>(&mut from)? else { return Ok(()) };
+    // Ctrl-C in a terminal goes to every process there: it is for the runner to say what becomes of its workers.
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::default())?;
+    frames::tell_addresses();
+    sandbox::bound(begin.parent)?;
+    let kernels = begin.matrix.unwrap_or_else(|| MatrixSource { name: String::new(), text: String::new() });
+    let kernels = KernelSet::parse(&kernels).map_err(io::Error::other)?;
+    let engines = Engines::new();
+    for engine in &begin.engines {
+        // Opened now; why it cannot be is said when a cell asks.
+        let _ = engines.get(*engine);
+    }
+    for guest in begin.os_guests.iter().filter_map(|guest| kernels.os_guest(guest)) {
+        // Read now; likewise.
+        let _ = guest.image();
+    }
+    let watch = Watch::start();
+    sandbox::confine(&begin.engines).map_err(io::Error::other)?;
+    while let Some(task) = receive::<Task>(&mut from)? {
+        let report = run(&task, &kernels, &engines, &watch);
+        send(&mut to, &report)?;
+        if let Some(trace) = &report.trace {
+            to.write_all(&bytes_frame(trace))?;
+            to.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn run(task: &Task, kernels: &KernelSet, engines: &Engines, watch: &Arc<Watch>) -> Report {
+    let engine = match engines.get(task.cell.engine) {
+        Ok(engine) => engine,
+        Err(why) => return Report::of(Outcome { kind: OutcomeKind::NotApplicable, detail: why }),
+    };
+    sandbox::bound_time(task.patience * u32::from(task.cell.cpus) + REST);
+    let execute = |task: &Task| -> Result<Execution, Outcome> {
+        let kernel = kernels.kernel(&task.cell.kernel).ok_or_else(|| Outcome {
+            kind: OutcomeKind::HarnessError,
+            detail: format!("the worker knows no kernel {}", task.cell.kernel),
+        })?;
+        let job = task.job(&kernel, kernels.os_guest(&task.cell.guest), engine.clone());
+        let run = execute(&job, |host| watch.over(host, task.patience));
+        watch.rest();
+        run.map_err(|detail| Outcome { kind: OutcomeKind::NotApplicable, detail })
+    };
+    let run = match execute(task) {
+        Ok(run) => run,
+        Err(outcome) => return Report::of(outcome),
+    };
+    let explanation = task.explain.as_ref().map(|beside| {
+        let good = beside.iter().find_map(|cell| {
+            let other = execute(&Task { cell: cell.clone(), ..task.clone() }).ok()?;
+            (other.outcome.kind == OutcomeKind::Ok).then_some(other.trace)
+        });
+        Explanation::of(&run, good.as_ref().map(|trace: &StoredTrace| trace))
+    });
+    Report::new(task, run, explanation)
+}
+
+/// A thread that gives up a cell whose patience is at its end.
+#[derive(Default)]
+struct Watch {
+    /// The host of the cell that runs, and until when.
+    over: Mutex<Option<(Host, Instant, Duration)>>,
+    changed: Condvar,
+}
+
+impl Watch {
+    fn start() -> Arc<Watch> {
+        let watch = Arc::<Watch>::default();
+        let watching = watch.clone();
+        std::thread::spawn(move || watching.watch());
+        watch
+    }
+
+    /// Watches a cell from now on.
+    fn over(&self, host: &Host, patience: Duration) {
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((host.clone(), Instant::now() + patience, patience));
+        self.changed.notify_one();
+    }
+
+    /// The cell has ended.
+    fn rest(&self) {
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn watch(&self) {
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let wait = match &*over {
+                None => Duration::MAX,
+                Some((host, until, patience)) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        host.abandon(&format!("It was given up after {} s of real time", patience.as_secs_f64()));
+                        *over = None;
+                        continue;
+                    }
+                    left
+                }
+            };
+            over = match wait {
+                Duration::MAX => self.changed.wait(over).unwrap_or_else(PoisonError::into_inner),
+                left => self.changed.wait_timeout(over, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+}
