@@ -326,6 +326,8 @@ pub(super) struct Cpu {
     pub(super) executed: u64,
     /// How many may be executed in this run.
     pub(super) budget: u64,
+    /// Blocks executed in this run.
+    pub(super) blocks: u64,
     /// Instructions executed before this run.
     pub(super) executed_before: u64,
 
@@ -438,6 +440,7 @@ impl Cpu {
             now_ns: 0,
             executed: 0,
             budget: 0,
+            blocks: 0,
             executed_before: 0,
             cpuid: Vec::new(),
             physical_mask: 0,
