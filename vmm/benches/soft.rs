@@ -6,8 +6,8 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::hint::black_box;
 use std::sync::Arc;
-use vmm::engine::soft::{NS_PER_INSTRUCTION, SoftEngine};
-use vmm::engine::{Engine, EngineVcpu, Exit, Reg, SegDesc};
+use vmm::engine::soft::{NS_PER_INSTRUCTION, SoftEngine, SoftVm};
+use vmm::engine::{Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
 use vmm::memory::{Protection, Segment};
 
 const PML4: u64 = 0x1000;
@@ -16,8 +16,8 @@ const DATA: u64 = 0x20_0000;
 const MEMORY: usize = 0x100_0000;
 
 /// A processor in 64-bit mode with the first 16 Mbytes mapped one to one by 4-Kbyte pages, about to execute `build`'s code.
-fn processor(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Box<dyn EngineVcpu> {
-    let vm = SoftEngine::new().create_vm().expect("the soft engine always can");
+fn processor(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (Arc<SoftVm>, Box<dyn EngineVcpu>) {
+    let vm = SoftEngine::new().machine();
     let memory = Arc::new(Segment::new(MEMORY).expect("memory"));
     let write64 = |at: u64, value: u64| assert!(memory.write(at, &value.to_le_bytes()));
     write64(PML4, 0x2003);
@@ -49,7 +49,13 @@ fn processor(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) ->
         let access = if reg == Reg::Cs { 0xA09B } else { 0xC093 };
         cpu.set_desc(reg, SegDesc { base: 0, limit: u32::MAX, access });
     }
-    cpu
+    (vm, cpu)
+}
+
+/// What share of the blocks that were executed a short cut led to.
+fn hit_rate(vm: &SoftVm) -> f64 {
+    let counters = vm.code_counters();
+    1.0 - counters.missed as f64 / counters.executed as f64
 }
 
 fn run(cpu: &mut Box<dyn EngineVcpu>, instructions: u64) {
@@ -62,7 +68,7 @@ fn speed(c: &mut Criterion) {
     group.throughput(Throughput::Elements(INSTRUCTIONS));
     group.sample_size(20);
 
-    let mut cpu = processor(|a| {
+    let (vm, mut cpu) = processor(|a| {
         let mut again = a.create_label();
         a.mov(ecx, 0)?;
         a.set_label(&mut again)?;
@@ -82,8 +88,9 @@ fn speed(c: &mut Criterion) {
         a.jmp(again)
     });
     group.bench_function("loop with memory", |b| b.iter(|| run(&mut cpu, INSTRUCTIONS)));
+    println!("short cuts led to {:.4} % of the blocks", hit_rate(&vm) * 100.0);
 
-    let mut cpu = processor(|a| {
+    let (vm, mut cpu) = processor(|a| {
         let (mut again, mut callee, mut skip) = (a.create_label(), a.create_label(), a.create_label());
         a.set_label(&mut again)?;
         a.call(callee)?;
@@ -98,10 +105,11 @@ fn speed(c: &mut Criterion) {
         a.ret()
     });
     group.bench_function("calls and branches", |b| b.iter(|| run(&mut cpu, INSTRUCTIONS)));
+    println!("short cuts led to {:.4} % of the blocks", hit_rate(&vm) * 100.0);
     group.finish();
 
     let mut group = c.benchmark_group("bytes");
-    let mut cpu = processor(|a| {
+    let (_, mut cpu) = processor(|a| {
         let mut again = a.create_label();
         a.set_label(&mut again)?;
         a.mov(rsi, DATA)?;

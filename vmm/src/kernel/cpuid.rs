@@ -4,8 +4,9 @@
 use crate::abi::VmCpuTopology;
 use crate::engine::CpuidEntry;
 
-/// CPUID.1:EDX: FPU, PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE, SSE2, HTT.
+/// CPUID.1:EDX: FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE, SSE2, HTT.
 const FEATURES_EDX: u32 = 1
+    | 1 << 2
     | 1 << 3
     | 1 << 4
     | 1 << 5
@@ -24,16 +25,22 @@ const FEATURES_EDX: u32 = 1
     | 1 << 25
     | 1 << 26
     | 1 << 28;
-/// CPUID.1:ECX: SSE3, SSSE3, CX16, SSE4.1, SSE4.2, MOVBE, POPCNT, XSAVE, and that there is a hypervisor.
-const FEATURES_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31;
+/// CPUID.1:ECX: SSE3, SSSE3, CX16, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, XSAVE, and that there is a hypervisor.
+const FEATURES_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 17 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 31;
 const FEATURES_ECX_X2APIC: u32 = 1 << 21;
 /// CPUID.80000001H:EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
 const EXTENDED_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
-/// CPUID.80000001H:ECX: LAHF in 64-bit mode, LZCNT.
-const EXTENDED_ECX: u32 = 1 | 1 << 5;
+/// CPUID.80000001H:ECX: LAHF in 64-bit mode, LZCNT, PREFETCHW.
+const EXTENDED_ECX: u32 = 1 | 1 << 5 | 1 << 8;
 
-/// CPUID.7:EBX: the x87 data pointer is kept at exceptions only; the selectors beside the x87 pointers are 0.
-const STRUCTURED_EBX: u32 = 1 << 6 | 1 << 13;
+/// CPUID.7:EBX: the x87 data pointer is kept at exceptions only; the selectors beside the x87 pointers are 0. And FSGSBASE,
+/// SMEP, fast REP MOVSB and STOSB, INVPCID, ADX, SMAP, CLFLUSHOPT, CLWB.
+const STRUCTURED_EBX: u32 = 1 << 6 | 1 << 13 | 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24;
+/// CPUID.7:ECX: UMIP, RDPID, CLDEMOTE.
+const STRUCTURED_ECX: u32 = 1 << 2 | 1 << 22 | 1 << 25;
+/// CPUID.7:EDX: fast short REP MOVSB, SERIALIZE; IA32_SPEC_CTRL and IA32_PRED_CMD, IA32_ARCH_CAPABILITIES: a processor that
+/// does not speculate says so, which spares the guest its mitigations.
+const STRUCTURED_EDX: u32 = 1 << 4 | 1 << 14 | 1 << 26 | 1 << 29;
 /// CPUID.0DH: XCR0 has x87 and SSE; their area is the legacy region and the header.
 const XSAVE_COMPONENTS: u32 = 3;
 const XSAVE_BYTES: u32 = 512 + 64;
@@ -57,7 +64,7 @@ pub(super) fn table(apic_id: u32, topology: &VmCpuTopology, x2apic: bool) -> Vec
         // The vendor's name stands in EBX, EDX, ECX.
         leaf(0, [0xd, vendor[0], vendor[2], vendor[1]]),
         leaf(1, [0x000306c3, (apic_id & 0xff) << 24 | (per_socket & 0xff) << 16 | 8 << 8, ecx, FEATURES_EDX]),
-        subleaf(7, 0, [0, STRUCTURED_EBX, 0, 0]),
+        subleaf(7, 0, [0, STRUCTURED_EBX, STRUCTURED_ECX, STRUCTURED_EDX]),
         level(0, 1, threads),
         level(1, 2, per_socket),
         subleaf(0xb, 2, [0, 0, 2, apic_id]),
@@ -68,8 +75,8 @@ pub(super) fn table(apic_id: u32, topology: &VmCpuTopology, x2apic: bool) -> Vec
         leaf(0x8000_0001, [0, 0, EXTENDED_ECX, EXTENDED_EDX]),
         // Invariant TSC.
         leaf(0x8000_0007, [0, 0, 0, 1 << 8]),
-        // 48 bits of linear and 40 of physical address.
-        leaf(0x8000_0008, [48 << 8 | 40, 0, 0, 0]),
+        // 48 bits of linear and 40 of physical address; WBNOINVD.
+        leaf(0x8000_0008, [48 << 8 | 40, 1 << 9, 0, 0]),
     ]
 }
 

@@ -50,15 +50,17 @@ struct Source {
     compared: u64,
 }
 
-/// How the cache of decoded code has done: for benchmarks.
+/// How the cache of decoded code of a machine has done: for benchmarks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CodeCounters {
-    /// Blocks that no short cut led to.
-    pub(super) missed: u64,
+pub struct CodeCounters {
+    /// Blocks executed.
+    pub executed: u64,
+    /// Blocks that no processor's short cut led to: they were looked for by physical address.
+    pub missed: u64,
     /// Blocks decoded.
-    pub(super) decoded: u64,
+    pub decoded: u64,
     /// Pages whose blocks died because the guest wrote to them.
-    pub(super) stale_pages: u64,
+    pub stale_pages: u64,
 }
 
 /// All decoded blocks of a machine.

@@ -620,11 +620,9 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
         | M::Lfence
         | M::Mfence
         | M::Sfence
-        | M::Clflush
-        | M::Clflushopt
-        | M::Clwb
         | M::Cldemote
         | M::Serialize => alu::nop,
+        M::Clflush | M::Clflushopt | M::Clwb => system::flush_line,
 
         M::Movsb => string_op::<Movs>(op, 1, decoded),
         M::Movsw => string_op::<Movs>(op, 2, decoded),

@@ -30,6 +30,14 @@ pub(super) mod attention {
 impl Cpu {
     /// Runs for at most `budget_ns` nanoseconds of virtual time.
     pub(super) fn run(&mut self, bus: &mut Bus, code: &mut CodeCache, budget_ns: u64) -> Exit {
+        self.blocks = 0;
+        let exit = self.run_blocks(bus, code, budget_ns);
+        code.counters.executed += self.blocks;
+        exit
+    }
+
+    #[inline(always)]
+    fn run_blocks(&mut self, bus: &mut Bus, code: &mut CodeCache, budget_ns: u64) -> Exit {
         bus.catch_up();
         self.catch_up(bus);
         self.asked = None;
@@ -98,6 +106,7 @@ impl Cpu {
             done += 1;
         };
         self.executed += done as u64;
+        self.blocks += 1;
         outcome
     }
 

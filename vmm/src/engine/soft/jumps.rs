@@ -46,7 +46,7 @@ struct Jump {
 }
 
 /// Jumps of this many pages are apart; those of one page share this many entries.
-const PAGE_GROUPS: usize = 128;
+const PAGE_GROUPS: usize = 256;
 const GROUP: usize = 128;
 
 /// A page that code was fetched from.
@@ -99,7 +99,7 @@ impl Jumps {
     /// The first entry of a page's group.
     #[inline(always)]
     fn group(linear: u64) -> usize {
-        ((linear >> 12 ^ linear >> 19) as usize % PAGE_GROUPS) * GROUP
+        ((linear >> 12 ^ linear >> 20) as usize % PAGE_GROUPS) * GROUP
     }
 
     #[inline(always)]

@@ -15,8 +15,7 @@
 //! x87 and SSE have their registers in `fpu` and their arithmetic in `float`, in integers, so that results are the same bits
 //! on every host; `x87` holds their handlers, and `xsave` those that save and restore the registers.
 //!
-//! What it lacks (hardware task switches, virtual-8086 mode, breakpoints in debug registers) raises #UD in the
-//! guest and is recorded for [`EngineVcpu::take_unimplemented`].
+//! What it lacks (hardware task switches, virtual-8086 mode, MONITOR and MWAIT) raises #UD in the guest and is recorded for [`EngineVcpu::take_unimplemented`].
 
 mod access;
 mod alu;
@@ -46,6 +45,7 @@ mod x87;
 mod xsave;
 
 use self::code::CodeCache;
+pub use self::code::CodeCounters;
 use self::mem::{Bus, MapError};
 use self::state::{Cpu, LDTR, Raised, Seg, TR, Table};
 use self::word::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
@@ -70,6 +70,12 @@ impl SoftEngine {
     pub fn new() -> SoftEngine {
         SoftEngine
     }
+
+    /// Makes an empty machine, as [`Engine::create_vm`] does, whose counters can be read.
+    #[must_use]
+    pub fn machine(&self) -> Arc<SoftVm> {
+        Arc::default()
+    }
 }
 
 impl Engine for SoftEngine {
@@ -82,7 +88,7 @@ impl Engine for SoftEngine {
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
-        Ok(Arc::new(SoftVm::default()))
+        Ok(self.machine())
     }
 }
 
@@ -95,8 +101,16 @@ struct Machine {
 
 /// A machine of [`SoftEngine`].
 #[derive(Default)]
-struct SoftVm {
+pub struct SoftVm {
     machine: Arc<Mutex<Machine>>,
+}
+
+impl SoftVm {
+    /// How the cache of decoded code has done since the machine was made.
+    #[must_use]
+    pub fn code_counters(&self) -> CodeCounters {
+        self.machine.lock().code.counters
+    }
 }
 
 impl From<MapError> for EngineError {

@@ -43,8 +43,8 @@ pub(super) mod cr4 {
     pub(in super::super) const OSXSAVE: u64 = 1 << 18;
     pub(in super::super) const SMEP: u64 = 1 << 20;
     pub(in super::super) const SMAP: u64 = 1 << 21;
-    /// VME to OSXMMEXCPT: bits that every processor of this kind has.
-    pub(in super::super) const BASIC: u64 = 0x7FF;
+    /// TSD to OSXMMEXCPT: bits that every processor of this kind has.
+    pub(in super::super) const BASIC: u64 = 0x7FC;
 }
 
 /// IA32_EFER.
@@ -195,6 +195,7 @@ pub(super) struct Msrs {
     pub(super) sysenter_esp: u64,
     pub(super) sysenter_eip: u64,
     pub(super) pat: u64,
+    pub(super) spec_ctrl: u64,
     pub(super) tsc_offset: u64,
     pub(super) tsc_aux: u64,
     pub(super) mtrr_def_type: u64,
@@ -325,12 +326,18 @@ pub(super) struct Cpu {
     pub(super) executed: u64,
     /// How many may be executed in this run.
     pub(super) budget: u64,
+    /// Blocks executed in this run.
+    pub(super) blocks: u64,
     /// Instructions executed before this run.
     pub(super) executed_before: u64,
 
     pub(super) cpuid: Vec<CpuidEntry>,
     /// Bits of a physical address that exist.
     pub(super) physical_mask: u64,
+    /// The CPUID table announces IA32_SPEC_CTRL and IA32_PRED_CMD.
+    pub(super) has_spec_ctrl: bool,
+    /// The CPUID table announces IA32_ARCH_CAPABILITIES.
+    pub(super) has_arch_capabilities: bool,
     /// CR4 bits that the CPUID table announces.
     pub(super) cr4_allowed: u64,
     pub(super) unimplemented: Vec<Unimplemented>,
@@ -433,9 +440,12 @@ impl Cpu {
             now_ns: 0,
             executed: 0,
             budget: 0,
+            blocks: 0,
             executed_before: 0,
             cpuid: Vec::new(),
             physical_mask: 0,
+            has_spec_ctrl: false,
+            has_arch_capabilities: false,
             cr4_allowed: 0,
             unimplemented: Vec::new(),
             lacking: None,

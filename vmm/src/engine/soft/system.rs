@@ -3,6 +3,7 @@
 use super::flags::{FIXED, IF, RF, TF, VM};
 use super::mem::Bus;
 use super::op::{Op, RmDst, Source, flag};
+use super::paging::Purpose;
 use super::state::{Access, AccessKind, CS, Cpu, FS, GS, Step, Stop, Table, access, cr0, cr4, efer};
 use super::word::{R11, RAX, RBX, RCX, RDX, RSP, Word};
 use crate::engine::{CpuidEntry, Exit};
@@ -17,7 +18,10 @@ pub(super) const VARIABLE_MTRRS: usize = 10;
 /// MSR numbers.
 mod msr {
     pub(super) const TSC: u32 = 0x10;
+    pub(super) const SPEC_CTRL: u32 = 0x48;
+    pub(super) const PRED_CMD: u32 = 0x49;
     pub(super) const MTRR_CAP: u32 = 0xFE;
+    pub(super) const ARCH_CAPABILITIES: u32 = 0x10A;
     pub(super) const SYSENTER_CS: u32 = 0x174;
     pub(super) const SYSENTER_ESP: u32 = 0x175;
     pub(super) const SYSENTER_EIP: u32 = 0x176;
@@ -40,6 +44,29 @@ mod msr {
     pub(super) const KERNEL_GS_BASE: u32 = 0xC000_0102;
     pub(super) const TSC_AUX: u32 = 0xC000_0103;
 }
+
+/// IA32_ARCH_CAPABILITIES: what a processor that does not speculate is immune to. RDCL_NO, IBRS_ALL,
+/// SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO,
+/// RFDS_NO, ITS_NO (SDM 4, table 2-2).
+const ARCH_CAPABILITIES_VALUE: u64 = 1
+    | 1 << 1
+    | 1 << 3
+    | 1 << 4
+    | 1 << 5
+    | 1 << 6
+    | 1 << 8
+    | 1 << 13
+    | 1 << 14
+    | 1 << 15
+    | 1 << 20
+    | 1 << 24
+    | 1 << 26
+    | 1 << 27
+    | 1 << 62;
+/// IA32_SPEC_CTRL: IBRS, and nothing else.
+const SPEC_CTRL_IBRS: u64 = 1;
+/// IA32_PRED_CMD: IBPB, and nothing else.
+const PRED_CMD_IBPB: u64 = 1;
 
 /// The address space that CR3 names, while CR4.PCIDE is set.
 fn pcid_of(cr3: u64) -> u16 {
@@ -72,9 +99,10 @@ impl Cpu {
             _ => 52,
         };
         self.physical_mask = (1 << bits) - 1;
-        let [_, ebx7, ecx7, _] = self.cpuid_values(7, 0).unwrap_or_default();
+        let [_, ebx7, ecx7, edx7] = self.cpuid_values(7, 0).unwrap_or_default();
         let [_, _, ecx1, _] = self.cpuid_values(1, 0).unwrap_or_default();
         let has = |register: u32, bit: u32| register >> bit & 1 != 0;
+        (self.has_spec_ctrl, self.has_arch_capabilities) = (has(edx7, 26), has(edx7, 29));
         self.cr4_allowed = cr4::BASIC;
         for (there, bit) in [
             (has(ebx7, 0), cr4::FSGSBASE),
@@ -172,6 +200,10 @@ impl Cpu {
         Ok(match index {
             msr::TSC => self.read_tsc(bus),
             msr::MTRR_CAP => MTRR_CAP_VALUE,
+            msr::ARCH_CAPABILITIES if self.has_arch_capabilities => ARCH_CAPABILITIES_VALUE,
+            msr::SPEC_CTRL if self.has_spec_ctrl => self.msrs.spec_ctrl,
+            // It is written only.
+            msr::PRED_CMD if self.has_spec_ctrl => return Err(self.gp(0)),
             msr::EFER => self.efer,
             msr::FS_BASE => self.seg(FS).base,
             msr::GS_BASE => self.seg(GS).base,
@@ -207,6 +239,18 @@ impl Cpu {
                 self.msrs.tsc_offset = value.wrapping_sub(raw);
             }
             msr::MTRR_CAP => return Err(self.gp(0)),
+            msr::ARCH_CAPABILITIES if self.has_arch_capabilities => return Err(self.gp(0)),
+            msr::SPEC_CTRL if self.has_spec_ctrl => {
+                if value & !SPEC_CTRL_IBRS != 0 {
+                    return Err(self.gp(0));
+                }
+                self.msrs.spec_ctrl = value;
+            }
+            msr::PRED_CMD if self.has_spec_ctrl => {
+                if value & !PRED_CMD_IBPB != 0 {
+                    return Err(self.gp(0));
+                }
+            }
             msr::EFER => {
                 let allowed = efer::SCE | efer::LME | efer::LMA | efer::NXE;
                 let changes_lme = (self.efer ^ value) & efer::LME != 0;
@@ -489,6 +533,14 @@ pub(super) fn invpcid(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
         invpcid_type::ALL => cpu.flush_translations(),
         _ => cpu.flush_local_translations(),
     }
+    Ok(())
+}
+
+/// CLFLUSH, CLFLUSHOPT and CLWB: there is no cache, but they fault as reads of a byte do.
+pub(super) fn flush_line(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    let offset = cpu.effective_address(op);
+    let linear = cpu.check_segment(op.seg, offset, 1, false)?;
+    cpu.resolve(bus, linear, Purpose::Read, cpu.data_context)?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Code that changes, and code that is not there.
 
 use super::{Bench, CODE, PDPT};
-use crate::engine::{EngineVcpu, Exit, Reg};
+use crate::engine::{EngineVcpu, EngineVm, Exit, Reg};
 use crate::memory::{Protection, Segment};
 use iced_x86::code_asm::*;
 use std::sync::Arc;
@@ -44,6 +44,27 @@ fn a_loop_that_patches_itself_runs_the_patch() {
     bench.cpu.set_reg(Reg::Rbx, 0);
     bench.run_to_hlt();
     assert_eq!(bench.cpu.reg(Reg::Rbx), 5050);
+}
+
+#[test]
+fn a_loop_is_decoded_once() {
+    let machine = crate::engine::soft::SoftEngine::new().machine();
+    let mut bench = bench(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 1000).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    let len = bench.memory.len() as u64;
+    machine.map(0, &bench.memory, 0, len, Protection { write: true }).expect("a good mapping");
+    let mut cpu = machine.create_vcpu(0).expect("the soft engine always can");
+    copy_state(&mut bench, &mut *cpu);
+    assert_eq!(cpu.run(u64::MAX), Exit::Hlt);
+    let counters = machine.code_counters();
+    assert!((1000..1005).contains(&counters.executed), "{counters:?}");
+    assert!(counters.missed <= 3 && counters.decoded <= 3 && counters.stale_pages == 0, "{counters:?}");
 }
 
 #[test]

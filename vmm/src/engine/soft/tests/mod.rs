@@ -23,6 +23,7 @@ mod sequences;
 mod smp;
 mod system;
 mod table;
+mod translations;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
 use crate::engine::{Completion, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};

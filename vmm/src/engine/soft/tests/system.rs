@@ -128,6 +128,37 @@ fn msrs_keep_what_is_written_and_refuse_nonsense() {
 }
 
 #[test]
+fn speculation_is_controlled_if_cpuid_says_so() {
+    // CPUID.7:EDX bit 26: IA32_SPEC_CTRL and IA32_PRED_CMD; bit 29: IA32_ARCH_CAPABILITIES.
+    const ANNOUNCED: u32 = 1 << 26 | 1 << 29;
+    let write = |index: u32, value: u64| {
+        move |a: &mut CodeAssembler| {
+            wrmsr(a, index, value);
+            a.hlt().unwrap();
+        }
+    };
+    for (index, value, good) in
+        [(0x48, 1, true), (0x48, 4, false), (0x49, 1, true), (0x49, 2, false), (0x10A, 0, false)]
+    {
+        let mut bench = bench(0, write(index, value));
+        bench.cpu.set_cpuid(&[CpuidEntry { leaf: 7, subleaf: Some(0), regs: [0, 0, 0, ANNOUNCED] }]);
+        bench.run_to_hlt();
+        let in_code = (CODE..CODE + 0x100).contains(&bench.cpu.reg(Reg::Rip));
+        assert_eq!(in_code, good, "MSR {index:#x} = {value:#x}");
+    }
+    let mut bench = bench(0, |a| {
+        a.mov(ecx, 0x10A).unwrap();
+        a.rdmsr().unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(bench.run(100), Exit::RdMsr { index: 0x10A }, "not announced: it is not the engine's");
+    bench.cpu.set_cpuid(&[CpuidEntry { leaf: 7, subleaf: Some(0), regs: [0, 0, 0, ANNOUNCED] }]);
+    bench.cpu.set_reg(Reg::Rip, CODE);
+    bench.run_to_hlt();
+    assert_eq!(bench.cpu.reg(Reg::Rax) & 0x21, 0x21, "RDCL_NO and MDS_NO");
+}
+
+#[test]
 fn cpuid_answers_from_the_table() {
     let mut bench = bench(0, |a| {
         a.mov(eax, 4).unwrap();
