@@ -13,12 +13,19 @@ pub enum FrontendOption {
     Restore,
     /// `+passthru`: one more PCI device, whose memory BAR the guest can move.
     Passthru,
+    /// `+ndebug`: built with `NDEBUG`, so that `assert` checks nothing.
+    Ndebug,
 }
 
 impl FrontendOption {
     /// Every option, in the order in which a name lists them.
-    pub const ALL: [FrontendOption; 4] =
-        [FrontendOption::Monitor, FrontendOption::Gdb, FrontendOption::Restore, FrontendOption::Passthru];
+    pub const ALL: [FrontendOption; 5] = [
+        FrontendOption::Monitor,
+        FrontendOption::Gdb,
+        FrontendOption::Restore,
+        FrontendOption::Passthru,
+        FrontendOption::Ndebug,
+    ];
 
     /// The suffix without its `+`.
     #[must_use]
@@ -28,6 +35,7 @@ impl FrontendOption {
             FrontendOption::Gdb => "gdb",
             FrontendOption::Restore => "restore",
             FrontendOption::Passthru => "passthru",
+            FrontendOption::Ndebug => "ndebug",
         }
     }
 
@@ -45,6 +53,7 @@ impl FrontendOption {
             FrontendOption::Passthru => {
                 "a PCI device in slot 5 whose memory BAR is mapped and unmapped by ioctls that lock every vCPU when the guest moves it"
             }
+            FrontendOption::Ndebug => "built with NDEBUG: what an assertion would have caught takes its course",
         }
     }
 

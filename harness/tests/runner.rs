@@ -301,7 +301,7 @@ fn a_worker_without_memory_costs_one_cell() {
     let mut child = run(&json, &[]).spawn().expect("the binary of this package");
     let mut starved = false;
     while !starved && !ended(&mut child) {
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(2));
         let worker = workers(&child).first().copied().filter(|worker| is_worker(*worker));
         starved = worker.is_some_and(|worker| {
             let prlimit = Command::new("prlimit").args([&format!("--pid={worker}"), "--as=1048576"]).status();

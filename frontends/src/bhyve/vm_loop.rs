@@ -105,7 +105,7 @@ fn perform(machine: &Arc<Machine>, vcpu: i32, exit: &Exit, action: Action) -> Ru
         }
         Action::Abort { lines } => return Err(abort(machine, exit, &lines)),
         Action::AssertionFailed { expression, function } => {
-            return Err(process.assertion_failed(expression, Place { function, file: "bhyverun.c" }));
+            process.assert(false, expression, Place { function, file: "bhyverun.c" })?;
         }
         Action::Unexpected { code } => {
             return Err(process.exit(status::ERROR, &format!("vm_loop: unexpected exitcode {code:#x}")));

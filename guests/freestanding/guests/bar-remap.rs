@@ -56,6 +56,10 @@ fn restart(ap: &Ap, round: u32) -> bool {
     let vector = if round % 2 == 0 { TRAMPOLINE_VECTOR } else { SECOND_VECTOR };
     delay(MOVING_US + 7 * round);
     expect_at(vector);
+    // Without an exit, so that the ioctl that locks every vCPU finds this one in the guest when it sends INIT.
+    for i in 0..3000 + 977 * round {
+        core::hint::black_box(i);
+    }
     ap.init();
     ap.startup(vector);
     expect(|| ap.arrivals() == (round + 1, vector))
