@@ -112,7 +112,11 @@ impl Process {
 
     /// `assert(expression)`, with the expression's value beside its text. Nothing with `NDEBUG`.
     pub(super) fn assert(&self, holds: bool, expression: &str, place: Place) -> Run<()> {
-        if holds || self.options.has(FrontendOption::Ndebug) { Ok(()) } else { Err(self.assertion_failed(expression, place)) }
+        if holds || self.options.has(FrontendOption::Ndebug) {
+            Ok(())
+        } else {
+            Err(self.assertion_failed(expression, place))
+        }
     }
 
     /// `assert(error == 0)` behind a call. With `NDEBUG` a call that failed leaves its result at zero.
