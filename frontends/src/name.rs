@@ -122,7 +122,10 @@ mod tests {
     fn what_is_no_frontend_says_the_nearest() {
         assert_eq!(error("bhyve-13.3"), "no frontend is named `bhyve-13.3` (did you mean `bhyve-13.2`?)");
         assert_eq!(error("bhyve-13.1+monitr"), "bhyve-13.1 has no option `+monitr` (did you mean `monitor`?)");
-        assert_eq!(error("bhyve-13.1+qq"), "bhyve-13.1 has no option `+qq`; there are monitor, gdb, restore, passthru");
+        assert_eq!(
+            error("bhyve-13.1+qq"),
+            "bhyve-13.1 has no option `+qq`; there are monitor, gdb, restore, passthru, ndebug"
+        );
         assert_eq!(
             error("bhyve-13.1+gdb+monitor"),
             "the options of `bhyve-13.1+gdb+monitor` are written `bhyve-13.1+monitor+gdb`"

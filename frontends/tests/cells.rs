@@ -52,9 +52,15 @@ impl Cell {
         self.trace.records.iter().any(|record| matches!(record.event, Event::Report(GuestReport::Done { .. })))
     }
 
+    /// Whether a CPU ran where nobody had sent it.
+    fn astray(&self) -> bool {
+        self.trace.records.iter().any(|record| matches!(record.event, Event::Report(GuestReport::Stray { .. })))
+    }
+
     /// In one word, as the harness has it, so far as is needed here.
     fn outcome(&self) -> String {
         match &self.end {
+            End::Exit(0 | 1) if self.astray() => "astray".to_owned(),
             End::Exit(0 | 1) if self.done() => "ok".to_owned(),
             End::Exit(1) if self.stderr.is_empty() => format!("{} APs", self.aps_online()),
             End::Exit(status) => format!("exit {status}: {}", self.stderr),

@@ -409,7 +409,8 @@ impl Vm {
             }
             VM_ALLOC_MEMSEG => {
                 let Memseg { segid, len, name } = Memseg::load(form, arg);
-                st.memory.alloc(self.own_segid(form, segid), len, name)?;
+                let allocated = st.memory.alloc(self.own_segid(form, segid), len, name);
+                self.mapped(allocated)?;
             }
             VM_GET_MEMSEG => {
                 let Memseg { segid, .. } = Memseg::load(form, arg);

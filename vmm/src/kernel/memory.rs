@@ -72,17 +72,26 @@ impl Memory {
         usize::try_from(segid).ok().filter(|&slot| slot < self.segments.len()).ok_or(Errno::EINVAL)
     }
 
-    /// VM_ALLOC_MEMSEG. A segment that is there already with the same size is EEXIST, with another EINVAL.
-    pub(super) fn alloc(&mut self, segid: i32, len: u64, name: String) -> Result<(), Errno> {
+    /// VM_ALLOC_MEMSEG. A segment that is there already with the same size is EEXIST, with another EINVAL; one beyond what a
+    /// guest can address is ENOMEM. That this host has no memory is no answer of the modelled one.
+    pub(super) fn alloc(&mut self, segid: i32, len: u64, name: String) -> Result<(), MapError> {
+        /// A guest-physical address has 52 bits at most (SDM 3A 4.1.4).
+        const MOST: u64 = 1 << 52;
         let slot = self.slot(segid)?;
         if len == 0 || !len.is_multiple_of(PAGE_SIZE) {
-            return Err(Errno::EINVAL);
+            return Err(Errno::EINVAL.into());
         }
         if let Some(present) = &self.segments[slot] {
             let same = present.memory.len() as u64 == len && present.name.is_empty() == name.is_empty();
-            return Err(if same { Errno::EEXIST } else { Errno::EINVAL });
+            return Err(if same { Errno::EEXIST } else { Errno::EINVAL }.into());
         }
-        let memory = usize::try_from(len).ok().and_then(|len| Segment::new(len).ok()).ok_or(Errno::ENOMEM)?;
+        let bytes = usize::try_from(len).ok().filter(|_| len <= MOST).ok_or(Errno::ENOMEM)?;
+        let memory = Segment::new(bytes).map_err(|source| {
+            MapError::Engine(EngineError {
+                what: format!("Cannot allocate {len} bytes of guest memory"),
+                source: Some(source),
+            })
+        })?;
         self.segments[slot] = Some(MemSeg { memory: Arc::new(memory), name });
         Ok(())
     }
@@ -183,13 +192,14 @@ mod tests {
     #[test]
     fn segments_are_allocated_once() {
         let mut memory = Memory::new(MemsegAbi::Suffix16);
-        assert_eq!(memory.alloc(0, 8192, String::new()), Ok(()));
-        assert_eq!(memory.alloc(0, 8192, String::new()), Err(Errno::EEXIST));
-        assert_eq!(memory.alloc(0, 4096, String::new()), Err(Errno::EINVAL));
-        assert_eq!(memory.alloc(4, 4096, String::new()), Err(Errno::EINVAL));
-        assert_eq!(memory.alloc(-1, 4096, String::new()), Err(Errno::EINVAL));
-        assert_eq!(memory.alloc(1, 100, "bootrom".into()), Err(Errno::EINVAL));
-        assert_eq!(memory.alloc(1, 4096, "bootrom".into()), Ok(()));
+        assert_eq!(errno(memory.alloc(0, 8192, String::new())), None);
+        assert_eq!(errno(memory.alloc(0, 8192, String::new())), Some(Errno::EEXIST));
+        assert_eq!(errno(memory.alloc(0, 4096, String::new())), Some(Errno::EINVAL));
+        assert_eq!(errno(memory.alloc(4, 4096, String::new())), Some(Errno::EINVAL));
+        assert_eq!(errno(memory.alloc(-1, 4096, String::new())), Some(Errno::EINVAL));
+        assert_eq!(errno(memory.alloc(1, 100, "bootrom".into())), Some(Errno::EINVAL));
+        assert_eq!(errno(memory.alloc(1, 4096, "bootrom".into())), None);
+        assert_eq!(errno(memory.alloc(2, 1 << 53, String::new())), Some(Errno::ENOMEM));
         assert_eq!(memory.segment(1), Ok((4096, "bootrom")));
         assert_eq!(memory.segment(2), Ok((0, "")));
         assert!(memory.named("bootrom").is_some() && memory.named("").is_none());
