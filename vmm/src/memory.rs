@@ -20,12 +20,12 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Allocates a zeroed segment of `len` bytes.
+    /// Allocates a zeroed segment of `len` bytes. The host lends a page when it is first written, and reserves nothing.
     ///
     /// # Errors
     /// What the operating system says when it has no memory, or when `len` is 0.
     pub fn new(len: usize) -> std::io::Result<Segment> {
-        let map = memmap2::MmapOptions::new().len(len).map_anon()?;
+        let map = memmap2::MmapOptions::new().len(len).no_reserve_swap().map_anon()?;
         Ok(Segment { map: map.into(), generation: AtomicU64::new(0) })
     }
 

@@ -72,11 +72,11 @@ impl Memory {
         usize::try_from(segid).ok().filter(|&slot| slot < self.segments.len()).ok_or(Errno::EINVAL)
     }
 
-    /// VM_ALLOC_MEMSEG. A segment that is there already with the same size is EEXIST, with another EINVAL; one beyond what a
-    /// guest can address is ENOMEM. That this host has no memory is no answer of the modelled one.
+    /// VM_ALLOC_MEMSEG. A segment that is there already with the same size is EEXIST, with another EINVAL; one that is larger
+    /// than the modelled host is ENOMEM. That this host has no memory is no answer of the modelled one.
     pub(super) fn alloc(&mut self, segid: i32, len: u64, name: String) -> Result<(), MapError> {
-        /// A guest-physical address has 52 bits at most (SDM 3A 4.1.4).
-        const MOST: u64 = 1 << 52;
+        /// What the modelled host has, in bytes: always the same, so that runs on different machines are alike.
+        const MOST: u64 = 8 << 30;
         let slot = self.slot(segid)?;
         if len == 0 || !len.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL.into());
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(errno(memory.alloc(-1, 4096, String::new())), Some(Errno::EINVAL));
         assert_eq!(errno(memory.alloc(1, 100, "bootrom".into())), Some(Errno::EINVAL));
         assert_eq!(errno(memory.alloc(1, 4096, "bootrom".into())), None);
-        assert_eq!(errno(memory.alloc(2, 1 << 53, String::new())), Some(Errno::ENOMEM));
+        assert_eq!(errno(memory.alloc(2, 16 << 30, String::new())), Some(Errno::ENOMEM));
         assert_eq!(memory.segment(1), Ok((4096, "bootrom")));
         assert_eq!(memory.segment(2), Ok((0, "")));
         assert!(memory.named("bootrom").is_some() && memory.named("").is_none());
