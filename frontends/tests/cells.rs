@@ -247,3 +247,17 @@ fn an_older_kernel_refuses_newer_userspace() {
         ("propolis", "fbsd-13.2", "exit 1: propolis: VMM_INTERFACE_VERSION: No such file or directory"),
     ]);
 }
+
+/// With COMPAT_FREEBSD13 the mask of an IPI has 256 bits: the INIT for vCPU 256 reaches older userspace as one for nobody.
+#[test]
+fn vcpus_from_256_on_vanish_from_the_mask_that_older_userspace_sees() {
+    let told = |frontend| {
+        let cell = Cell::run_in(frontend, "fbsd-14", ApicMode::X2apic, 258);
+        cell.trace.records.iter().any(|record| {
+            matches!(&record.event, Event::Exit { name, payload, .. }
+                if name == "IPI" && payload.contains("dmask={} without {256}"))
+        })
+    };
+    assert!(told("bhyve-13.2+ndebug"));
+    assert!(!told("bhyve-14"));
+}

@@ -66,10 +66,10 @@ impl Vm {
         let mut run = |st: &mut State<'_>| {
             let id = self.vcpu_id(st, cpuid)?;
             let exit = if form == Form::Illumos { self.run_entry(st, id, load(arg))? } else { self.vm_run(st, id)? };
-            self.copy_out_exit(st, id, form, &exit, arg)?;
-            Ok((id, exit))
+            let told = self.copy_out_exit(st, id, form, &exit, arg)?;
+            Ok((id, exit, told))
         };
-        let (id, exit) = match run(st) {
+        let (id, exit, told) = match run(st) {
             Ok(done) => done,
             Err(errno) => {
                 self.record_ioctl(request, Some(cpuid), String::new(), Err(errno));
@@ -81,7 +81,7 @@ impl Vm {
             let event = Event::Exit {
                 code: exit.exitcode,
                 name: self.exit_name(exit.exitcode).to_owned(),
-                payload: self.payload_in_words(st, id, &exit),
+                payload: self.payload_in_words(st, id, &exit, told),
             };
             let seq = self.host.emit(Some(id as u16), event);
             self.host.set_cause(Some(seq));
@@ -96,7 +96,7 @@ impl Vm {
         }
     }
 
-    fn payload_in_words(&self, st: &mut State<'_>, id: usize, exit: &VmExit) -> String {
+    fn payload_in_words(&self, st: &mut State<'_>, id: usize, exit: &VmExit, told: CpuSet) -> String {
         if self.behaviour.boundary == Boundary::Illumos && exit.exitcode == illumos::exitcode::MMIO {
             let illumos::VmMmio { bytes, read, gpa, data, .. } = exit.payload();
             return if read != 0 {
@@ -105,10 +105,10 @@ impl Vm {
                 format!("write gpa={gpa:#x} bytes={bytes} data={data:#x}")
             };
         }
-        payload_in_words(exit, st.vcpu(id).exit_cpuset)
+        payload_in_words(exit, st.vcpu(id).exit_cpuset, told)
     }
 
-    /// Hands the exit to userspace, in the form in which it asked. \[read]
+    /// Hands the exit to userspace, in the form in which it asked. Returns whom the mask names there. \[read]
     fn copy_out_exit(
         &self,
         st: &mut State<'_>,
@@ -116,14 +116,18 @@ impl Vm {
         form: Form,
         exit: &VmExit,
         arg: &mut [u8],
-    ) -> Result<(), Errno> {
+    ) -> Result<CpuSet, Errno> {
         let is_ipi = exit.exitcode == exitcode::IPI;
         let mask = st.vcpu(id).exit_cpuset;
+        let mut told = mask;
         match form {
             // VM_RUN_13 of later kernels makes a mask of 256 bits, as these have it. vCPUs beyond are lost without a word.
             Form::V13 | Form::V12 | Form::V15 => {
                 let run: VmRun = load(arg);
                 store(arg, &VmRun { vm_exit: *exit, ..run });
+                if is_ipi {
+                    told = exit.payload::<ExitIpi>().dmask();
+                }
             }
             Form::Wide => {
                 let mut run: abi::wide::VmRun = load(arg);
@@ -139,13 +143,13 @@ impl Vm {
             }
             Form::V14 => {
                 let run: abi::v14::VmRun = load(arg);
-                let mut told = *exit;
+                let mut exit_told = *exit;
                 if is_ipi {
                     let ExitIpi { mode, vector, .. } = exit.payload();
-                    told = VmExit::new(exitcode::IPI, &abi::v14::ExitIpi { mode, vector, _pad: [0; 3] });
-                    (told.inst_length, told.rip) = (exit.inst_length, exit.rip);
+                    exit_told = VmExit::new(exitcode::IPI, &abi::v14::ExitIpi { mode, vector, _pad: [0; 3] });
+                    (exit_told.inst_length, exit_told.rip) = (exit.inst_length, exit.rip);
                 }
-                user_bytes(arg, run.vm_exit, size_of::<VmExit>())?.copy_from_slice(told.as_bytes());
+                user_bytes(arg, run.vm_exit, size_of::<VmExit>())?.copy_from_slice(exit_told.as_bytes());
                 if is_ipi {
                     let words = mask.words();
                     let own = &words.as_bytes()[..usize::from(self.behaviour.cpu_setsize) / 8];
@@ -154,15 +158,16 @@ impl Vm {
                     buffer.fill(0);
                     let known = size.min(own.len());
                     buffer[..known].copy_from_slice(&own[..known]);
+                    told = mask.iter().take_while(|&cpu| cpu < 8 * known).collect();
                 }
             }
             Form::Illumos => {
                 let entry: illumos::VmEntry = load(arg);
-                let told = self.exit_of_illumos(st, id, exit);
-                user_bytes(arg, entry.exit_data, size_of::<illumos::VmExit>())?.copy_from_slice(told.as_bytes());
+                let exit_told = self.exit_of_illumos(st, id, exit);
+                user_bytes(arg, entry.exit_data, size_of::<illumos::VmExit>())?.copy_from_slice(exit_told.as_bytes());
             }
         }
-        Ok(())
+        Ok(told)
     }
 
     // -- illumos ----------------------------------------------------------------------------------------------------
@@ -707,7 +712,7 @@ fn register_set(vcpu: &mut Vcpu, set: VmRegisterSet, write: bool, arg: &mut [u8]
 }
 
 /// The payload of an exit of FreeBSD's, for the trace.
-fn payload_in_words(exit: &VmExit, mask: CpuSet) -> String {
+fn payload_in_words(exit: &VmExit, mask: CpuSet, told: CpuSet) -> String {
     match exit.exitcode {
         exitcode::INOUT => {
             let inout: ExitInout = exit.payload();
@@ -724,7 +729,12 @@ fn payload_in_words(exit: &VmExit, mask: CpuSet) -> String {
         }
         exitcode::IPI => {
             let ipi: ExitIpi = exit.payload();
-            format!("mode={:#x} vector={:#04x} dmask={mask}", ipi.mode, ipi.vector)
+            let mut words = format!("mode={:#x} vector={:#04x} dmask={told}", ipi.mode, ipi.vector);
+            let lost = mask - told;
+            if !lost.is_empty() {
+                let _ = write!(words, " without {lost}, for whom it has no room");
+            }
+            words
         }
         exitcode::SUSPENDED => suspend::name(exit.payload::<ExitSuspended>().how).to_owned(),
         exitcode::RDMSR => format!("msr={:#x}", exit.payload::<ExitMsr>().code),
