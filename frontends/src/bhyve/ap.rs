@@ -1,8 +1,9 @@
 //! Starting an AP: what `spinup_ap.c` does in every version.
 
-use super::checkpoint;
 use super::machine::{BSP, Machine};
-use super::process::{Place, Run};
+use super::process::{Begin, Place, Run};
+use super::{checkpoint, monitor, setup};
+use crate::Launch;
 use std::sync::Arc;
 use vmm::engine::{Reg, SegDesc};
 
@@ -25,6 +26,27 @@ pub(super) fn add_eagerly(machine: &Arc<Machine>, vcpu: i32, rip: Option<u64>) -
     }
     machine.start_thread(vcpu, rip);
     Ok(())
+}
+
+/// The rest of main behind memory and devices where every vCPU is active from the start, up to 13.2: the BSP at its beginning,
+/// the checkpoint, the BSP's RIP, the tables, and then every vCPU, the BSP first. \[read]
+pub(super) fn start_eagerly(
+    machine: &Arc<Machine>,
+    launch: &Launch,
+    spinup_vcpu: fn(&Arc<Machine>, i32) -> Run<()>,
+) -> Run<Begin> {
+    setup::boot(machine, &launch.boot)?;
+    checkpoint::restore(machine)?;
+    setup::bsp_rip(machine)?;
+    setup::build_tables(machine, launch.acpi)?;
+    monitor::look(machine);
+    if checkpoint::restoring(&machine.process) {
+        let _ignored = machine.vm.restore_time();
+    }
+    for vcpu in 0..i32::from(machine.vcpus) {
+        spinup_vcpu(machine, vcpu)?;
+    }
+    machine.mevent_dispatch()
 }
 
 /// The whole of `spinup_ap` where every vCPU is active from the start: reset, real mode, resume. It never activates, and does

@@ -9,7 +9,7 @@
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
 use super::process::{Begin, Place, Process, Run};
-use super::{Personality, ap, checkpoint, monitor, setup};
+use super::{Personality, ap, setup};
 use crate::Launch;
 use crate::libvmmapi::{Exit, Reason, System, V13_1};
 use std::sync::Arc;
@@ -33,19 +33,8 @@ impl Personality for Bhyve9cc9abf4 {
         setup::check_vcpus_allowed(&process, &vm, cpus)?;
         setup::set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot(&machine, &launch.boot)?;
-        checkpoint::restore(&machine)?;
-        // spinup_vcpu reads every vCPU's RIP again; this one is not used.
-        setup::bsp_rip(&machine)?;
-        setup::build_tables(&machine, launch.acpi)?;
-        monitor::look(&machine);
-        if checkpoint::restoring(&machine.process) {
-            let _ignored = machine.vm.restore_time();
-        }
-        for vcpu in 0..i32::from(cpus.count) {
-            spinup_vcpu(&machine, vcpu)?;
-        }
-        machine.mevent_dispatch()
+        // spinup_vcpu reads every vCPU's RIP again; the BSP's, which is read here, is not used.
+        ap::start_eagerly(&machine, launch, spinup_vcpu)
     }
 
     fn handle(&self, vcpu: i32, exit: &Exit) -> Action {

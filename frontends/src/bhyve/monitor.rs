@@ -16,21 +16,19 @@ const EXITED: WaitChannel = WaitChannel(0xb47e_0003);
 
 /// Lets the monitor look, if there is one, and waits until it has.
 pub(super) fn look(machine: &Arc<Machine>) {
-    let host = &machine.process.host;
     if !machine.process.options.has(FrontendOption::Monitor) {
         return;
     }
     let exited = Arc::new(Mutex::new(false));
+    let host = &machine.process.host;
     let (machine, done) = (Arc::clone(machine), Arc::clone(&exited));
-    let monitor_host = host.clone();
-    let host = host.clone();
     host.spawn("bhyvectl", move || {
         for vcpu in 0..i32::from(machine.vcpus) {
             // It prints what it finds, and an error where there is none; the VM goes its own way.
             let _printed = machine.vm.reopened().map(|vm| read_vcpu(&vm, vcpu));
         }
         *done.lock() = true;
-        monitor_host.wake(EXITED);
+        machine.process.host.wake(EXITED);
     });
     while !*exited.lock() {
         host.wait(EXITED, None);

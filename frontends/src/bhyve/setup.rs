@@ -134,14 +134,20 @@ pub(super) fn check_vcpus(process: &Process, cpus: Cpus, allowed: u16) -> Run<()
 /// `fbsdrun_set_capabilities` as it was before IPI_EXIT: HLT leaves the guest (`-H`), the APIC mode (`-a`, `-x`), INVPCID
 /// if it can be had. \[read]
 pub(super) fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
+    set_hlt_exit_and_apic_mode(process, vm, apic, vcpu)?;
+    // The result is not looked at, as there.
+    let _ignored = vm.set_capability(vcpu, cap::ENABLE_INVPCID, 1);
+    Ok(())
+}
+
+/// The part of it that 10.0 has already.
+pub(super) fn set_hlt_exit_and_apic_mode(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
     if vm.capability(vcpu, cap::HALT_EXIT).is_err() {
         return Err(process.exit(status::ERROR, "VM exit on HLT not supported"));
     }
-    // The results of these two are not looked at, as there.
+    // The result is not looked at, as there.
     let _ignored = vm.set_capability(vcpu, cap::HALT_EXIT, 1);
-    set_apic_mode(process, vm, apic, vcpu)?;
-    let _ignored = vm.set_capability(vcpu, cap::ENABLE_INVPCID, 1);
-    Ok(())
+    set_apic_mode(process, vm, apic, vcpu)
 }
 
 /// `vm_set_x2apic_state`.

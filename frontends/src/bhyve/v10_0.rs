@@ -13,10 +13,10 @@
 
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
-use super::process::{Begin, Place, Process, Run, status};
+use super::process::{Begin, Place, Process, Run};
 use super::{Personality, ap, monitor, setup, vm_loop};
-use crate::libvmmapi::{Exit, Reason, System, V12, Vm};
-use crate::{ApicMode, FrontendOption, Launch};
+use crate::libvmmapi::{Exit, Reason, System, V12};
+use crate::{FrontendOption, Launch};
 use std::sync::Arc;
 use vmm::abi::cap;
 use vmm::engine::Reg;
@@ -45,7 +45,7 @@ impl Personality for Bhyve10_0 {
         let vm = setup::open(&process, system, launch, &V12)?;
         let allowed = if vm.capability(BSP, cap::UNRESTRICTED_GUEST).is_ok() { VM_MAXCPU } else { 1 };
         setup::check_vcpus(&process, cpus, allowed)?;
-        set_capabilities(&process, &vm, launch.apic, BSP)?;
+        setup::set_hlt_exit_and_apic_mode(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
         setup::boot(&machine, &launch.boot)?;
         let rip = setup::bsp_rip(&machine)?;
@@ -76,21 +76,12 @@ impl Personality for Bhyve10_0 {
         const PLACE: Place = Place { function: "spinup_ap", file: "spinup_ap.c" };
         let Machine { process, vm, .. } = &**machine;
         ap::reset(machine, vcpu)?;
-        set_capabilities(process, vm, machine.apic, vcpu)?;
+        setup::set_hlt_exit_and_apic_mode(process, vm, machine.apic, vcpu)?;
         process.assert_ok(vm.set_capability(vcpu, cap::UNRESTRICTED_GUEST, 1), PLACE)?;
         ap::realmode(machine, vcpu, rip)?;
         add_cpu(machine, vcpu, 0);
         Ok(())
     }
-}
-
-/// HLT leaves the guest; the APIC mode.
-fn set_capabilities(process: &Process, vm: &Vm, apic: ApicMode, vcpu: i32) -> Run<()> {
-    if vm.capability(vcpu, cap::HALT_EXIT).is_err() {
-        return Err(process.exit(status::ERROR, "VM exit on HLT not supported"));
-    }
-    let _ignored = vm.set_capability(vcpu, cap::HALT_EXIT, 1);
-    setup::set_apic_mode(process, vm, apic, vcpu)
 }
 
 /// `fbsdrun_addcpu`: a thread, and nothing else.

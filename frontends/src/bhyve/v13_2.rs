@@ -15,7 +15,7 @@
 use super::exits::{self, Action};
 use super::machine::{BSP, Machine};
 use super::process::{Begin, Place, Process, Run};
-use super::{Personality, ap, checkpoint, monitor, setup};
+use super::{Personality, ap, setup};
 use crate::libvmmapi::{Exit, Reason, System, V13_2, Vm};
 use crate::{ApicMode, Launch};
 use std::sync::Arc;
@@ -42,19 +42,8 @@ impl Personality for Bhyve13_2 {
         // With IPI_EXIT, so before memory is set up.
         set_capabilities(&process, &vm, launch.apic, BSP)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::boot(&machine, &launch.boot)?;
-        checkpoint::restore(&machine)?;
-        // Read, and no longer used: vm_loop does not write it.
-        setup::bsp_rip(&machine)?;
-        setup::build_tables(&machine, launch.acpi)?;
-        monitor::look(&machine);
-        if checkpoint::restoring(&machine.process) {
-            let _ignored = machine.vm.restore_time();
-        }
-        for vcpu in 0..i32::from(cpus.count) {
-            spinup_vcpu(&machine, vcpu)?;
-        }
-        machine.mevent_dispatch()
+        // The BSP's RIP, which is read here, is no longer used: vm_loop does not write it.
+        ap::start_eagerly(&machine, launch, spinup_vcpu)
     }
 
     fn handle(&self, vcpu: i32, exit: &Exit) -> Action {

@@ -1,6 +1,6 @@
 //! `spinup explore`: other interleavings of one cell.
 
-use super::{CellArgs, Failure, named_cell, print_and_exit};
+use super::{CellArgs, Failure, jobs, named_cell, print_and_exit};
 use crate::cell::EngineKind;
 use crate::explore::explore as explore_cell;
 use clap::Args;
@@ -27,8 +27,7 @@ pub(super) fn explore(args: &ExploreArgs) -> Result<u8, Failure> {
     if cell.engine == EngineKind::Kvm {
         return Err(Failure::Usage(format!("{cell}: on kvm the host decides the schedule; explore it on soft")));
     }
-    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-    let explored = explore_cell(&setup, &cell, args.schedules.get(), jobs).map_err(Failure::Usage)?;
+    let explored = explore_cell(&setup, &cell, args.schedules.get(), jobs(args.jobs)).map_err(Failure::Usage)?;
     let status = if explored.is_our_fault() { 3 } else { u8::from(explored.differs()) };
     print_and_exit(&explored.render(&args.cells.repeated()), status)
 }

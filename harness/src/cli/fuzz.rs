@@ -59,7 +59,7 @@ pub(super) fn fuzz(args: &FuzzArgs) -> Result<u8, Failure> {
         programs: args.programs.get(),
         length: args.length.into(),
     };
-    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let jobs = super::jobs(args.jobs);
     let fuzzed = run_plan(&setup, &plan, jobs).map_err(Failure::Usage)?;
     let status = if fuzzed.our_faults.is_empty() { u8::from(!fuzzed.is_explained()) } else { 3 };
     print_and_exit(&fuzzed.render(), status)

@@ -24,6 +24,7 @@ use ::guests::MAX_CPUS;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use frontends::ApicMode;
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -145,6 +146,11 @@ struct CellArgs {
     /// Limit for each cell in seconds, virtual on `soft` and real on `kvm`, instead of the matrix's
     #[arg(long, value_name = "S", value_parser = seconds)]
     timeout: Option<Duration>,
+}
+
+/// How many cells run at the same time: as many as asked for, or as there are processors.
+fn jobs(asked: Option<NonZeroUsize>) -> usize {
+    asked.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

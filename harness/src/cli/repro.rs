@@ -7,7 +7,7 @@ use crate::outcome::OutcomeKind;
 use crate::pattern::did_you_mean;
 use crate::report::paint::{BOLD, DIM, paint};
 use crate::report::unless_our_fault;
-use crate::run::{Setup, run_cell};
+use crate::run::{Setup, neighbours, run_cell};
 use crate::trace::StoredTrace;
 use clap::Args;
 use std::fmt::Write as _;
@@ -74,19 +74,15 @@ pub(super) fn repro(args: &ReproArgs) -> Result<u8, Failure> {
     print_and_exit(&Diff::new(&good_trace, &bad_trace).show(amount), unless_our_fault([&bad.result], 0))
 }
 
-/// The nearest cell that is ok: the same with the kernels before its own, the nearest first, then with those after it,
-/// then with the other frontends.
+/// The nearest cell that is ok, if the kernel has a place among the others.
 fn good_side(setup: &Setup, bad: &Cell) -> Option<StoredTrace> {
     let kernels: Vec<&str> = setup.matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
-    let own = kernels.iter().position(|kernel| *kernel == bad.kernel)?;
-    let other_kernels = kernels[..own].iter().rev().chain(&kernels[own + 1..]);
-    let candidates = other_kernels.map(|kernel| Cell { kernel: (*kernel).to_owned(), ..bad.clone() }).chain(
-        crate::catalog::frontends()
-            .into_iter()
-            .filter(|frontend| frontend.name != bad.frontend)
-            .map(|frontend| Cell { frontend: frontend.name.to_owned(), ..bad.clone() }),
-    );
-    candidates
+    if !kernels.contains(&&*bad.kernel) {
+        return None;
+    }
+    let frontends: Vec<&str> = crate::catalog::frontends().iter().map(|part| part.name).collect();
+    neighbours(bad, &kernels, &frontends)
+        .into_iter()
         .map(|candidate| run_cell(setup, &candidate))
         .find(|run| run.result.outcome.kind == OutcomeKind::Ok)
         .and_then(|run| run.trace)

@@ -79,7 +79,7 @@ pub(super) struct RunnerArgs {
 impl RunnerArgs {
     /// How many cells run at the same time.
     pub(super) fn jobs(&self) -> usize {
-        self.jobs.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+        super::jobs(self.jobs)
     }
 
     /// The manner of a run in which each cell runs once and nobody wants its trace.

@@ -10,7 +10,6 @@ use crate::report::{exit_status, unexplained};
 use crate::run::{CellResult, Engines, Setup, for_each, run_cell};
 use clap::{Args, ValueEnum};
 use std::fmt::Write as _;
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use vmm::history::{CHANGES, Change, KernelVersion};
 
@@ -94,7 +93,7 @@ fn unexplained(args: &ShowArgs, matrix: Matrix) -> Result<u8, Failure> {
         .select(&Selection { filters, ..Selection::default() })
         .map_err(|error| Failure::Usage(error.to_string()))?;
     let setup = Setup { matrix, engines: Engines::new(), seed: 0, timeout: None };
-    let jobs = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let jobs = super::jobs(None);
     let mut results: Vec<Option<CellResult>> = vec![None; cells.len()];
     for_each(
         &cells,
@@ -115,7 +114,7 @@ fn unexplained(args: &ShowArgs, matrix: Matrix) -> Result<u8, Failure> {
 /// Runs what it takes to see that each change has an effect.
 fn coverage(args: &ShowArgs, matrix: Matrix) -> Result<u8, Failure> {
     let setup = Setup { matrix, engines: Engines::new(), seed: 0, timeout: None };
-    let jobs = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let jobs = super::jobs(None);
     let mut items = Coverage::of(&setup, jobs).items;
     if let Some(wanted) = &args.name {
         items.retain(|item| item.name == *wanted);

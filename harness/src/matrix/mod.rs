@@ -66,9 +66,17 @@ impl Expectation {
         }
     }
 
-    /// Which bound is not kept, in words. What was not measured keeps every bound.
+    /// The words of an outcome, and behind them which bound is not kept, if one is not.
     #[must_use]
-    pub fn violation(&self, parked_exits_per_s: Option<f64>) -> Option<String> {
+    pub fn detail(&self, words: String, parked_exits_per_s: Option<f64>) -> String {
+        match self.violation(parked_exits_per_s) {
+            Some(violation) => format!("{words}; {violation}"),
+            None => words,
+        }
+    }
+
+    /// Which bound is not kept, in words. What was not measured keeps every bound.
+    fn violation(&self, parked_exits_per_s: Option<f64>) -> Option<String> {
         let (bound, rate) = (self.parked_exits_per_s?, parked_exits_per_s?);
         (!bound.holds(rate)).then(|| format!("a parked vCPU left the kernel {rate:.0} times a second, not {bound}"))
     }

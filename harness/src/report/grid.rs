@@ -477,8 +477,7 @@ fn summary(out: &mut String, results: &[CellResult], context: &Context<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::testing::result;
-    use std::time::Duration;
+    use crate::report::testing::{context, result};
 
     const FRONTENDS: [&str; 3] = ["bhyve-13.1", "bhyve-0bda8d3e", "bhyve-13.2"];
 
@@ -513,14 +512,7 @@ mod tests {
     }
 
     fn at_width(results: &[CellResult], width: usize) -> String {
-        let context = Context {
-            kernels: &["fbsd-13.1", "main-7c326ab5", "naive-widen", "fbsd-13.2"],
-            beside: &|cell| cell.guest == "triple-fault",
-            repeated: " --timeout 2",
-            matrix: "",
-            duration: Duration::from_millis(1234),
-            seed: 0,
-        };
+        let context = Context { matrix: "", seed: 0, ..context() };
         anstream::adapter::strip_str(&render(results, &context, width)).to_string()
     }
 

@@ -210,9 +210,7 @@ fn sum_up(setup: &Setup, cell: &Cell, tries: Vec<(u64, Report)>) -> (CellResult,
         .expect("a cell runs at least once");
     let mut verdict = verdict_of(&report);
     let mut outcome = report.outcome;
-    if let Some(violation) = expectation.violation(report.parked_exits_per_s) {
-        outcome.detail = format!("{}; {violation}", outcome.detail);
-    }
+    outcome.detail = expectation.detail(outcome.detail, report.parked_exits_per_s);
     if differ {
         outcome.detail = format!("{} ({})", outcome.detail, tally(&outcomes));
         verdict = Verdict::Fail;

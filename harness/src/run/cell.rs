@@ -156,9 +156,7 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
     let expectation = setup.matrix.expectation(cell);
     let Execution { mut outcome, aps_started, duration, instructions, parked_exits_per_s, trace, whereabouts, console } =
         execution;
-    if let Some(violation) = expectation.violation(parked_exits_per_s) {
-        outcome.detail = format!("{}; {violation}", outcome.detail);
-    }
+    outcome.detail = expectation.detail(outcome.detail, parked_exits_per_s);
     let result = CellResult {
         cell: cell.clone(),
         seed,

@@ -8,7 +8,6 @@ use super::sandbox;
 use super::wire::{Begin, Report, Task, bytes_frame, receive, send};
 use crate::matrix::{KernelSet, MatrixSource};
 use crate::outcome::{Outcome, OutcomeKind};
-use crate::trace::StoredTrace;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,7 +79,7 @@ fn run(task: &Task, kernels: &KernelSet, engines: &Engines, watch: &Arc<Watch>) 
             let other = execute(&Task { cell: cell.clone(), ..task.clone() }).ok()?;
             (other.outcome.kind == OutcomeKind::Ok).then_some(other.trace)
         });
-        Explanation::of(&run, good.as_ref().map(|trace: &StoredTrace| trace))
+        Explanation::of(&run, good.as_ref())
     });
     Report::new(task, run, explanation)
 }

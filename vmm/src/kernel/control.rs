@@ -1,13 +1,13 @@
 //! `/dev/vmmctl`: where virtual machines are made and destroyed, on FreeBSD from 15 on and on illumos.
 
 use super::Kernel;
+use super::ioctl::{load, store};
 use crate::abi::illumos::{self, VmCreateReq, VmDestroyReq};
 use crate::abi::vmmctl::{VMMCTL_VM_CREATE, VMMCTL_VM_DESTROY, VmmctlVmCreate, VmmctlVmDestroy};
 use crate::abi::{Errno, Request, name_in, request_name};
 use crate::history::Boundary;
 use crate::trace::Event;
 use std::fmt;
-use zerocopy::{FromBytes, IntoBytes};
 
 /// An open `/dev/vmmctl`; clones are the same file.
 #[derive(Clone)]
@@ -85,16 +85,12 @@ impl ControlDevice {
             illumos::VMM_VM_SUPPORTED => (Ok(()), String::new()),
             illumos::VMM_INTERFACE_VERSION => {
                 let version = illumos::CURRENT_INTERFACE_VERSION;
-                arg[..size_of::<i32>()].copy_from_slice(version.as_bytes());
+                store(arg, &version);
                 (Ok(()), format!("version={version}"))
             }
             _ => (Err(Errno::ENOTTY), String::new()),
         }
     }
-}
-
-fn load<T: FromBytes>(arg: &[u8]) -> T {
-    T::read_from_prefix(arg).expect("the argument is as long as the request's structure").0
 }
 
 impl fmt::Debug for ControlDevice {

@@ -625,11 +625,13 @@ fn of_whole_vm(request: Request) -> bool {
     [VM_ALLOC_MEMSEG, VM_MMAP_MEMSEG, VM_MUNMAP_MEMSEG, VM_REINIT, VM_SNAPSHOT_REQ, VM_RESTORE_TIME].contains(&request)
 }
 
-fn load<T: FromBytes>(arg: &[u8]) -> T {
+/// The structure that an argument begins with.
+pub(super) fn load<T: FromBytes>(arg: &[u8]) -> T {
     T::read_from_prefix(arg).expect("the argument is as long as the request says").0
 }
 
-fn store<T: IntoBytes + Immutable>(arg: &mut [u8], value: &T) {
+/// Puts the structure back.
+pub(super) fn store<T: IntoBytes + Immutable>(arg: &mut [u8], value: &T) {
     arg[..size_of::<T>()].copy_from_slice(value.as_bytes());
 }
 
@@ -682,7 +684,7 @@ impl Memseg {
 }
 
 /// The bytes that a pointer in an argument names: it counts from the argument's first byte.
-fn user_bytes(arg: &mut [u8], pointer: u64, len: usize) -> Result<&mut [u8], Errno> {
+pub(super) fn user_bytes(arg: &mut [u8], pointer: u64, len: usize) -> Result<&mut [u8], Errno> {
     let start = usize::try_from(pointer).map_err(|_| Errno::EFAULT)?;
     let end = start.checked_add(len).ok_or(Errno::EFAULT)?;
     arg.get_mut(start..end).ok_or(Errno::EFAULT)

@@ -377,11 +377,11 @@ impl Vm {
         if ipi_exit {
             return Some(self.ipi_exit(st, ctx, Ipi { mask: started, ..ipi }));
         }
+        let first = started.ffs() - 1;
         let named = match self.behaviour.spinup_vcpu {
             SpinupVcpu::Ffs => started.ffs(),
-            SpinupVcpu::FfsMinusOne => started.ffs() - 1,
+            SpinupVcpu::FfsMinusOne => first,
         };
-        let first = started.ffs() - 1;
         Some(self.spin_up(st, first, named, ipi.vector))
     }
 

@@ -65,28 +65,19 @@ impl Vm {
 
     /// `vm_handle_rendezvous`: takes part in the rendezvous under way, and waits for its end.
     pub(super) fn handle_rendezvous(&self, st: &mut State<'_>, id: usize) {
-        while let Some(mut rendezvous) = st.rendezvous {
-            rendezvous.requested = rendezvous.requested & st.active;
-            if rendezvous.requested.contains(id) && rendezvous.done.insert(id) {
-                self.run_rendezvous_function(st, id, rendezvous.function);
-            }
-            if rendezvous.requested == rendezvous.done {
-                st.rendezvous = None;
-                self.host.wake(self.rendezvous_channel());
-                return;
-            }
-            st.rendezvous = Some(rendezvous);
+        while !self.serve_rendezvous(st, CpuSet::single(id)) {
             self.wait(st, self.rendezvous_channel(), ONE_SECOND);
         }
     }
 
-    /// Runs the function of the rendezvous under way on behalf of vCPUs that the caller has locked (`vcpu_lock_all`, D52968).
-    pub(super) fn serve_rendezvous(&self, st: &mut State<'_>, locked: CpuSet) {
+    /// Runs the function of the rendezvous under way for those of `who` that take part: the vCPU of the calling thread, or the
+    /// vCPUs that it has locked (`vcpu_lock_all`, D52968). Whether no rendezvous is under way any more.
+    pub(super) fn serve_rendezvous(&self, st: &mut State<'_>, who: CpuSet) -> bool {
         let Some(mut rendezvous) = st.rendezvous else {
-            return;
+            return true;
         };
         rendezvous.requested = rendezvous.requested & st.active;
-        for id in (locked & (rendezvous.requested - rendezvous.done)).iter() {
+        for id in (who & (rendezvous.requested - rendezvous.done)).iter() {
             rendezvous.done.insert(id);
             self.run_rendezvous_function(st, id, rendezvous.function);
         }
@@ -95,6 +86,7 @@ impl Vm {
         if over {
             self.host.wake(self.rendezvous_channel());
         }
+        over
     }
 
     fn run_rendezvous_function(&self, st: &mut State<'_>, id: usize, function: RendezvousFunction) {

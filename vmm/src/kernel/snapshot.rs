@@ -7,6 +7,7 @@
 //! Clocks and timers are kept by the time of the host, which goes on between saving and restoring. \[inferred]
 
 use super::generation::Form;
+use super::ioctl::{load, store, user_bytes};
 use super::vcpu::{BootState, Vcpu};
 use super::vm::{State, Vm};
 use crate::abi::snapshot::{op, req};
@@ -88,7 +89,7 @@ impl Meta {
     fn load(form: Form, arg: &[u8]) -> Meta {
         macro_rules! load_as {
             ($type:ty) => {{
-                let meta = <$type>::read_from_prefix(arg).expect("the argument is as long as the request says").0;
+                let meta: $type = load(arg);
                 Meta { structure: meta.dev_req, op: meta.op, buf: meta.buf, buf_rem: meta.buf_rem }
             }};
         }
@@ -100,9 +101,9 @@ impl Meta {
         let (buf, buf_rem) = (self.buf + len as u64, self.buf_rem - len as u64);
         macro_rules! store_as {
             ($type:ty) => {{
-                let mut meta = <$type>::read_from_prefix(arg).expect("the argument is as long as the request says").0;
+                let mut meta: $type = load(arg);
                 (meta.buf, meta.buf_rem) = (buf, buf_rem);
-                arg[..size_of::<$type>()].copy_from_slice(meta.as_bytes());
+                store(arg, &meta);
             }};
         }
         if form == Form::V14 { store_as!(abi::v14::VmSnapshotMeta) } else { store_as!(VmSnapshotMeta) }
@@ -110,10 +111,7 @@ impl Meta {
 
     /// The buffer's bytes from where the kernel goes on.
     fn buffer(self, arg: &mut [u8]) -> Result<&mut [u8], Errno> {
-        let start = usize::try_from(self.buf).map_err(|_| Errno::EFAULT)?;
-        let len = usize::try_from(self.buf_rem).map_err(|_| Errno::EFAULT)?;
-        let end = start.checked_add(len).ok_or(Errno::EFAULT)?;
-        arg.get_mut(start..end).ok_or(Errno::EFAULT)
+        user_bytes(arg, self.buf, usize::try_from(self.buf_rem).map_err(|_| Errno::EFAULT)?)
     }
 }
 
