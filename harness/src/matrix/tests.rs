@@ -282,6 +282,27 @@ fn a_rule_that_never_decides_is_reported() {
 }
 
 #[test]
+fn an_expectation_may_be_about_an_operating_system_that_is_on_no_axis() {
+    const GUEST: &str = r#"
+[[guest]]
+name = "os"
+about = "an operating system"
+kernel = "linux"
+cmdline = ""
+memory_mib = 64
+limits = { soft = { base_ms = 1000, per_cpu_ms = 10 }, kvm = { base_ms = 1000, per_cpu_ms = 10 } }
+"#;
+    let expect = |guest: &str| {
+        format!("[[expect]]\nmatch = {{ guest = \"{guest}\" }}\noutcome = \"hang\"\nreason = \"so\"\nref = \"here\"\n")
+    };
+    let matrix = small(&format!("{GUEST}{}", expect("os"))).expect("a matrix");
+    let uses: Vec<_> = matrix.rule_uses().iter().map(|rule| (rule.matches, rule.decides)).collect();
+    assert_eq!(uses, [(2, 2)], "on either kernel");
+    assert_eq!(matrix.configured().len(), 2, "it is on no axis all the same");
+    assert!(small(&format!("{GUEST}{}", expect("linux"))).is_err(), "a guest that the matrix does not boot");
+}
+
+#[test]
 fn a_name_makes_a_kernel() {
     let matrix = small("[[include]]\nkernel = \"main-7c326ab5+exit-mask\"\n").expect("a matrix");
     let made = matrix.kernel("main-7c326ab5+exit-mask").expect("made");
