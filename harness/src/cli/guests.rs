@@ -20,7 +20,7 @@ enum GuestsCommand {
     Fetch(FetchArgs),
     /// Show which packages there are, and which are here
     List,
-    /// Write what a guest boots from as files, for another machine: `kernel`, `initrd`, `cmdline` and `memory-mib`
+    /// Write what a guest boots from into a directory: kernel, initrd, cmdline and memory-mib
     Export(ExportArgs),
 }
 
