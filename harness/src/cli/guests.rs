@@ -54,7 +54,7 @@ pub(super) fn guests(args: &GuestsArgs) -> Result<u8, Failure> {
 }
 
 fn line(package: Package, what: &str) -> String {
-    format!("{:10}  {what}\n", package.name())
+    format!("{:13}  {what}\n", package.name())
 }
 
 fn from(cached: &Cached) -> String {

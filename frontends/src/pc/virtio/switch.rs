@@ -53,10 +53,10 @@ impl Switch {
             None if destination == PEER_MAC => {}
             None => (0..self.inboxes.len()).filter(|port| *port != from).for_each(|port| self.deliver(port, frame)),
         }
-        if destination == PEER_MAC || destination == BROADCAST {
-            if let Some(answer) = answer(frame) {
-                self.deliver(from, &answer);
-            }
+        if matches!(destination, PEER_MAC | BROADCAST)
+            && let Some(answer) = answer(frame)
+        {
+            self.deliver(from, &answer);
         }
     }
 
