@@ -26,7 +26,7 @@ enum GuestsCommand {
 
 #[derive(Debug, Args)]
 struct FetchArgs {
-    /// Which: linux, busybox, memtest86+
+    /// Which: linux, linux-modules, busybox, memtest86+
     #[arg(required = true, value_name = "PACKAGE", value_parser = package)]
     packages: Vec<Package>,
 }
@@ -100,7 +100,7 @@ fn unwritten(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 fn line(package: Package, what: &str) -> String {
-    format!("{:10}  {what}\n", package.name())
+    format!("{:13}  {what}\n", package.name())
 }
 
 fn from(cached: &Cached) -> String {

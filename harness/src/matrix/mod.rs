@@ -3,6 +3,7 @@
 
 mod bound;
 mod cells;
+mod device;
 pub mod edit;
 mod file;
 mod guest;
@@ -13,6 +14,7 @@ mod rules;
 pub mod verdict;
 
 pub use bound::{Bound, BoundError};
+pub use device::Device;
 pub use file::ConfigError;
 pub use guest::{Milestone, OsGuest};
 pub use policy::{Date, Supported};

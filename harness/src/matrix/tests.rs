@@ -73,6 +73,13 @@ fn the_built_in_matrix_states_the_known_truth() {
 #[test]
 fn a_malformed_matrix_names_file_line_and_key() {
     let expect = |table: &str| format!("{SMALL}[[expect]]\n{table}\nreason = \"r\"\nref = \"f\"\n");
+    let guest = |device: &str| {
+        let limits = "{ base_ms = 1, per_cpu_ms = 1 }";
+        format!(
+            "{SMALL}[[guest]]\nname = \"os\"\nabout = \"\"\nkernel = \"linux\"\ncmdline = \"\"\nmemory_mib = 64\n\
+             limits = {{ soft = {limits}, kvm = {limits} }}\ndevices = [{{ {device} }}]\n"
+        )
+    };
     let cases = [
         ("no TOML", SMALL.replace("[limits]", "[limits")),
         ("no axes", "[limits]\n".to_owned()),
@@ -128,6 +135,14 @@ fn a_malformed_matrix_names_file_line_and_key() {
         ),
         ("unknown base", format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13\"\nabout = \"\"\n")),
         ("no kernel name", format!("{SMALL}[[kernel]]\nname = \"a/b\"\nbase = \"fbsd-13.2\"\nabout = \"\"\n")),
+        ("unknown device", guest("kind = \"virtio-blq\", file = \"d\"")),
+        ("device with an unknown key", guest("kind = \"virtio-net\", mac = \"x\"")),
+        ("disk without a file", guest("kind = \"virtio-blk\"")),
+        ("file of what is no disk", guest("kind = \"virtio-net\", file = \"d\"")),
+        ("unknown mode of a disk", guest("kind = \"virtio-blk\", file = \"d\", mode = \"rw\"")),
+        ("unknown transport", guest("kind = \"virtio-rnd\", transport = \"mmio\"")),
+        ("slot of a bridge", guest("kind = \"virtio-rnd\", slot = 31")),
+        ("slot twice", guest("kind = \"virtio-rnd\", slot = 3 }, { kind = \"virtio-net\", slot = 3")),
         ("exception of nothing", format!("{SMALL}[[uncovered]]\nwhat = \"cat\"\nname = \"x\"\nreason = \"r\"\n")),
         (
             "exception of what is not there",
