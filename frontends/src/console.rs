@@ -19,6 +19,15 @@ pub struct Console {
     watch: Option<Arc<Watch>>,
 }
 
+/// Where a terminal's control sequence is that is being sent: ESC, `[`, parameters, and a letter (ECMA-48, 5.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Sequence {
+    #[default]
+    None,
+    Escape,
+    Parameters,
+}
+
 /// What is called with each line of the serial port.
 type Watch = dyn Fn(&str) + Send + Sync;
 
@@ -33,6 +42,7 @@ struct Printed {
     serial: Vec<u8>,
     /// The line that is being sent, when somebody watches.
     line: Vec<u8>,
+    sequence: Sequence,
     stderr: Vec<String>,
 }
 
@@ -44,7 +54,8 @@ impl Console {
     }
 
     /// A console whose serial port is read along: `watch` is called with each line when it ends, by the task whose guest
-    /// sent it, and must not write to the console itself.
+    /// sent it, and must not write to the console itself. A program that draws a screen ends a line by going elsewhere; other
+    /// control sequences of a terminal are left out.
     #[must_use]
     pub fn watched(watch: impl Fn(&str) + Send + Sync + 'static) -> Console {
         Console { watch: Some(Arc::new(watch)), ..Console::default() }
@@ -70,6 +81,38 @@ impl Console {
     }
 }
 
+impl Printed {
+    /// Takes a byte of a watched serial port. Returns the line if it ends one.
+    fn line_ended_by(&mut self, byte: u8) -> Option<Vec<u8>> {
+        const ESCAPE: u8 = 0x1b;
+        /// CUP and HVP, which move the cursor.
+        const MOVES: [u8; 2] = [b'H', b'f'];
+        match (self.sequence, byte) {
+            (_, b'\n') => {
+                self.sequence = Sequence::None;
+                return Some(std::mem::take(&mut self.line));
+            }
+            (_, ESCAPE) => self.sequence = Sequence::Escape,
+            (Sequence::Escape, b'[') => self.sequence = Sequence::Parameters,
+            (Sequence::Escape, _) => self.sequence = Sequence::None,
+            (Sequence::Parameters, 0x40..=0x7e) => {
+                self.sequence = Sequence::None;
+                if MOVES.contains(&byte) && !self.line.is_empty() {
+                    return Some(std::mem::take(&mut self.line));
+                }
+            }
+            (Sequence::Parameters, 0x20..=0x3f) => {}
+            (_, _) => {
+                self.sequence = Sequence::None;
+                if self.line.len() < LINE_CAPACITY {
+                    self.line.push(byte);
+                }
+            }
+        }
+        None
+    }
+}
+
 /// The serial port's end of the console.
 impl io::Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -78,11 +121,8 @@ impl io::Write for Console {
         printed.serial.extend_from_slice(&bytes[..kept]);
         let Some(watch) = &self.watch else { return Ok(bytes.len()) };
         for &byte in bytes {
-            if byte == b'\n' {
-                let line = std::mem::take(&mut printed.line);
+            if let Some(line) = printed.line_ended_by(byte) {
                 watch(String::from_utf8_lossy(&line).trim_end());
-            } else if printed.line.len() < LINE_CAPACITY {
-                printed.line.push(byte);
             }
         }
         Ok(bytes.len())
@@ -110,6 +150,17 @@ mod tests {
         console.write_all(b"\n").expect("it takes everything");
         assert_eq!(lines.lock().last().map(String::len), Some(1024), "a line without an end is cut off");
         assert!(console.serial().starts_with(b"one\r\ntwo\n\nthree"));
+    }
+
+    #[test]
+    fn a_line_of_a_screen_ends_where_the_cursor_goes_elsewhere() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&lines);
+        let mut console = Console::watched(move |line| seen.lock().push(line.to_owned()));
+        console.write_all(b"\x1b[2J\x1b[?25l\x1b[1;1H\x1b[7m title \x1b[0m|\x1b[2;1Hsecond\x1b[3;1H").expect("it takes it");
+        assert_eq!(*lines.lock(), [" title |", "second"]);
+        console.write_all(b"third\x1b\n\x1b[1\n").expect("it takes it");
+        assert_eq!(lines.lock().len(), 4, "a sequence that is cut off ends with the line");
     }
 
     #[test]

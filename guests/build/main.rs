@@ -1,6 +1,7 @@
-//! Builds the guests' boot ROMs into OUT_DIR.
+//! Builds the guests' boot ROMs, the Multiboot test kernel and the init of Linux guests into OUT_DIR.
 
 mod init;
+mod kernel;
 mod rom;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ fn main() {
         for (guest, program) in rom::GUESTS.iter().zip(programs) {
             std::fs::write(out.join(format!("{guest}.rom")), program.rom).expect("OUT_DIR can be written to");
         }
+        kernel::build(&toolchain, &guests.join("freestanding"), &out)?;
         init::build(&toolchain, &guests.join("linux"), &out.join("linux-init"))
     });
     for line in built.err().iter().flat_map(|message| message.lines()) {

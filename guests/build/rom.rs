@@ -36,6 +36,9 @@ pub(crate) const GUESTS: [&str; 23] = [
 /// Size of a ROM in bytes: the window of 64 KiB that real mode sees at the reset vector.
 pub(crate) const ROM_SIZE: usize = 0x1_0000;
 
+/// The compiled runtime, beside the programs.
+pub(crate) const RUNTIME: &str = "libruntime.rlib";
+
 /// What a ROM has where nothing is.
 const ERASED: u8 = 0xff;
 
@@ -78,7 +81,7 @@ impl Toolchain {
     /// # Errors
     /// What the compiler said, or what is wrong with a program.
     pub(crate) fn build(&self, sources: &Path, scratch: &Path) -> Result<Vec<Program>, String> {
-        let runtime = scratch.join("libruntime.rlib");
+        let runtime = scratch.join(RUNTIME);
         run(self
             .command(sources)
             .args(["--crate-type=rlib", "--crate-name=runtime", "-o"])

@@ -20,6 +20,7 @@
 //!
 //! Another guest is a file in `freestanding/guests/`, its name in `build/rom.rs`, and its line among the [`Guest`]s.
 
+pub mod multiboot;
 pub mod os;
 pub mod program;
 

@@ -11,7 +11,11 @@
 //! | the frontend's exit after the guest's power-off | every AP that was asked for reported, every test passed, done | `ok` |
 //! | the same, or the end of its time | some AP reported, or none was asked for and the guest complains | `partial` |
 //! | the same, or the end of its time | no AP reported | `hang` |
+//! | the end of its time, its goal reached | every AP executed an instruction | `ok` |
 //! | any other exit of the frontend | | `exit N` |
+//!
+//! A guest that reports nothing and goes on for ever, as memory tests do, can have a goal: a milestone of its console. Once that is
+//! reached, each AP that has executed an instruction counts as one that reported, and the end of the cell's time as its own.
 //!
 //! How many APs it asks for says the guest itself; one that does not asks for all. A guest that breaks, that fails a test or one of
 //! whose CPUs is astray can never be `ok`; its report is the detail.
@@ -195,6 +199,11 @@ pub struct Observed {
     suspended: Option<String>,
     unimplemented: Option<String>,
     last_message: Option<String>,
+    /// The milestones that its console has come to.
+    milestones: BTreeSet<String>,
+    /// The vCPUs other than the BSP that have executed an instruction.
+    aps_executing: BTreeSet<u16>,
+    goal_reached: bool,
 }
 
 impl Observed {
@@ -228,11 +237,26 @@ impl Observed {
                 Event::Unimplemented { what, rip } if seen.unimplemented.is_none() => {
                     seen.unimplemented = Some(format!("{what} at {rip:#x}"));
                 }
+                Event::Milestone { name, .. } => {
+                    seen.milestones.insert(name.clone());
+                }
+                Event::FirstInstruction { .. } => seen.aps_executing.extend(record.vcpu.filter(|&vcpu| vcpu != 0)),
                 Event::Message { text } => seen.last_message = Some(text.clone()),
                 _ => {}
             }
         }
         seen
+    }
+
+    /// Takes the word of the vCPUs for a guest with a goal that is reached; one that reports speaks for itself.
+    #[must_use]
+    pub fn with_goal(mut self, goal: Option<&str>) -> Observed {
+        let reached = goal.is_some_and(|goal| self.milestones.contains(goal));
+        if reached && !self.booted {
+            self.aps_online = self.aps_executing.iter().map(|&vcpu| vcpu.into()).collect();
+            self.goal_reached = true;
+        }
+        self
     }
 
     /// How many APs reported.
@@ -297,6 +321,15 @@ impl Observed {
             return Outcome { kind: OutcomeKind::Ok, detail: format!("{}, and every test passed", self.aps(cpus)) };
         }
         self.came_to_nothing(cpus, "the guest powered itself off")
+    }
+
+    /// What to say when the time was up for a guest that had come as far as it was to come.
+    fn reached_its_goal(&self, cpus: u16) -> Outcome {
+        if self.aps_online.len() == self.asked(cpus) {
+            return Outcome { kind: OutcomeKind::Ok, detail: format!("{}, and the guest's goal was reached", self.aps(cpus)) };
+        }
+        let kind = if self.aps_online.is_empty() { OutcomeKind::Hang } else { OutcomeKind::Partial };
+        Outcome { kind, detail: format!("the guest's goal was reached: {}", self.aps(cpus)) }
     }
 
     /// What to say when neither a power-off nor the frontend ended the cell. After a power-off it is the frontend that
@@ -374,6 +407,7 @@ pub fn observe(cpus: u16, end: &End, seen: &Observed) -> Outcome {
         End::Panic(message) => Outcome { kind: OutcomeKind::Panic, detail: message.clone() },
         End::Abort(message) => Outcome { kind: OutcomeKind::Abort, detail: message.clone() },
         End::Exit(0 | POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
+        End::Deadline if seen.goal_reached => seen.reached_its_goal(cpus),
         End::Deadline => seen.never_ended(cpus, "the time was up"),
         End::Deadlock => seen.never_ended(cpus, "every task waited for another"),
         End::Exit(status) => Outcome {
@@ -508,6 +542,27 @@ mod tests {
         let table: Vec<String> =
             cases.iter().map(|(case, outcome)| format!("{case}: {} - {}", outcome.kind, outcome.detail)).collect();
         insta::assert_snapshot!(table.join("\n"));
+    }
+
+    #[test]
+    fn a_goal_makes_the_vcpus_speak() {
+        let judged = |goal, milestone: &str, vcpus: &[u16], reports: &[GuestReport]| {
+            let mut trace = Builder::new();
+            for report in reports {
+                trace.emit("vcpu 0", Some(0), Event::Report(*report));
+            }
+            for &vcpu in vcpus {
+                trace.emit("vcpu", Some(vcpu), Event::FirstInstruction { cs: 0x800, rip: 0 });
+            }
+            trace.emit("vcpu 0", None, Event::Milestone { name: milestone.into(), line: String::new() });
+            observe(3, &End::Deadline, &Observed::from_trace(&trace.finish()).with_goal(goal)).kind
+        };
+        assert_eq!(judged(Some("tests"), "tests", &[0, 1, 2], &[]), OutcomeKind::Ok);
+        assert_eq!(judged(Some("tests"), "tests", &[0, 2], &[]), OutcomeKind::Partial);
+        assert_eq!(judged(Some("tests"), "tests", &[0], &[]), OutcomeKind::Hang);
+        assert_eq!(judged(Some("tests"), "begin", &[0, 1, 2], &[]), OutcomeKind::Hang, "not reached");
+        assert_eq!(judged(None, "tests", &[0, 1, 2], &[]), OutcomeKind::Hang, "no goal");
+        assert_eq!(judged(Some("tests"), "tests", &[0, 1, 2], &[BOOT]), OutcomeKind::Hang, "it speaks for itself");
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! Operating systems as guests: Debian's kernel on the software processor, by every boot protocol, with few and many CPUs,
-//! and the same twice.
+//! and the same twice; memtest86+ on all CPUs.
 //!
-//! Each test needs what `spinup guests fetch linux busybox` fetches, and is ignored where that is not here. So is everything
+//! Each test needs what `spinup guests fetch linux busybox memtest86+` fetches, and is ignored where that is not here. So is everything
 //! in a build without optimization, in which a boot takes minutes.
 
 use guests::os::{Package, cache_directory};
@@ -10,6 +10,7 @@ use spinup::cell::Cell;
 use spinup::matrix::Matrix;
 use spinup::outcome::OutcomeKind;
 use spinup::run::{CellRun, Engines, Setup, run_cell};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::ExitCode;
 use vmm::trace::Event;
@@ -24,6 +25,7 @@ struct Test {
 }
 
 const LINUX: &[Package] = &[Package::Linux];
+const MEMTEST: &[Package] = &[Package::Memtest];
 
 const TESTS: &[Test] = &[
     Test {
@@ -46,6 +48,9 @@ const TESTS: &[Test] = &[
     Test { name: "the_32_bit_protocol", needs: LINUX, run: || by_protocol("linux", "linux32") },
     Test { name: "vmlinux_by_pvh", needs: LINUX, run: || decompressed("pvh") },
     Test { name: "vmlinux_in_long_mode", needs: LINUX, run: || decompressed("linux64") },
+    Test { name: "memtest_tests_memory_on_2_cpus", needs: MEMTEST, run: || memtest(2) },
+    Test { name: "memtest_tests_memory_on_4_cpus", needs: MEMTEST, run: || memtest(4) },
+    Test { name: "memtest_does_not_start_without_an_ap", needs: MEMTEST, run: memtest_misses_an_ap },
     Test { name: "busybox_is_an_init_too", needs: &[Package::Linux, Package::Busybox], run: busybox },
 ];
 
@@ -60,7 +65,7 @@ fn main() -> ExitCode {
             let trial = Trial::test(test.name, test.run).with_ignored_flag(ignored);
             // What stands beside the name of a test that is ignored.
             match (missing, cfg!(debug_assertions)) {
-                (true, _) => trial.with_kind("needs spinup guests fetch linux busybox"),
+                (true, _) => trial.with_kind("needs spinup guests fetch linux busybox memtest86+"),
                 (false, true) => trial.with_kind("needs --release"),
                 (false, false) => trial,
             }
@@ -196,6 +201,49 @@ fn payload(bzimage: &[u8]) -> Result<Vec<u8>, Failed> {
         rest = after;
     }
     Ok(program)
+}
+
+/// The names of the milestones that the console came to, in the order of their first lines.
+fn milestones(run: &CellRun) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for record in &run.trace.as_ref().expect("the cell ran").trace.records {
+        if let Event::Milestone { name, .. } = &record.event
+            && !names.contains(&name.as_str())
+        {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The vCPUs that executed an instruction.
+fn executing(run: &CellRun) -> BTreeSet<u16> {
+    let records = &run.trace.as_ref().expect("the cell ran").trace.records;
+    let first = |event: &Event| matches!(event, Event::FirstInstruction { .. });
+    records.iter().filter(|record| first(&record.event)).filter_map(|record| record.vcpu).collect()
+}
+
+/// It draws its screen on the serial port, counts the CPUs, and uses all of them.
+fn memtest(cpus: u16) -> Result<(), Failed> {
+    let run = run(matrix(""), &format!("bhyve-13.2@fbsd-13.2/memtest86+/xapic-{cpus}/soft"), 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+    expect(!run.result.verdict.is_red(), "not as expected", &run)?;
+    let milestones = milestones(&run);
+    let expected = ["banner", "smp", "one-core", "all-cores"];
+    expect(milestones == expected, &format!("the milestones are {milestones:?}"), &run)?;
+    expect(executing(&run) == (0..cpus).collect(), "not every vCPU executed", &run)?;
+    expect(run.result.aps_started == u32::from(cpus) - 1, "the APs are not counted", &run)?;
+    let counted = format!("SMP: {cpus}T (PAR)");
+    expect(console(&run).contains(&counted), "it counted otherwise", &run)?;
+    expect(console(&run).contains("Errors: 0"), "memory is not what was written", &run)
+}
+
+/// A pairing that loses INITs.
+fn memtest_misses_an_ap() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.1@main-7c326ab5/memtest86+/xapic-2/soft", 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Hang, "not a hang", &run)?;
+    expect(executing(&run) == BTreeSet::from([0]), "another vCPU executed", &run)?;
+    expect(!milestones(&run).contains(&"all-cores"), "it went on without the AP", &run)
 }
 
 fn busybox() -> Result<(), Failed> {

@@ -104,7 +104,8 @@ pub(super) fn run_loader(
     generation: &'static dyn Generation,
 ) -> Run<()> {
     let Boot::Loader(image) = &launch.boot else { return Ok(()) };
-    loader::run(system, &launch.vm_name, launch.memory_bytes, image, generation)
+    let rsdp = launch.acpi.then(acpi::rsdp);
+    loader::run(system, &launch.vm_name, launch.memory_bytes, image, generation, rsdp.as_deref())
         .map_err(|failure| process.exit(status::LOADER, &format!("loader: {failure}")))
 }
 

@@ -1,7 +1,7 @@
 //! The loader as a program.
 
 use super::layout::{BOOT_CS, BOOT_DS, GDT, PAGE_TABLES, Ram};
-use super::{Entry, LoadError, OsImage, Placed};
+use super::{Entry, LoadError, Mode, OsImage, Placed};
 use crate::libvmmapi::{Generation, System, Vm};
 use std::sync::Arc;
 use vmm::abi::{Errno, cap};
@@ -32,15 +32,16 @@ impl<T> Calling<T> for Result<T, Errno> {
     }
 }
 
-/// Makes the VM and loads the kernel into it.
+/// Makes the VM and loads the kernel into it. `rsdp` is what bhyve is going to put into the guest's memory, if anything.
 pub(crate) fn run(
     system: &Arc<dyn System>,
     vm_name: &str,
     memory_bytes: u64,
     image: &OsImage,
     generation: &'static dyn Generation,
+    rsdp: Option<&[u8]>,
 ) -> Result<(), Failure> {
-    let placed = image.place(Ram::of(memory_bytes))?;
+    let placed = image.place(Ram::of(memory_bytes), rsdp)?;
     Vm::create(&**system, vm_name, generation).calling("vm_create")?;
     let vm = Vm::open(system, vm_name, generation).calling("vm_open")?;
     // Protected mode without paging, and APs in real mode, need it; grub-bhyve asks for it too. It comes before memory, for it
@@ -54,7 +55,7 @@ pub(crate) fn run(
 }
 
 /// Writes the BSP's registers as the boot protocols ask for (boot.rst, "32-bit Boot Protocol" and "64-bit Boot Protocol";
-/// Xen, pvh.pandoc).
+/// Xen, pvh.pandoc; Multiboot 0.6.96, 3.2; Multiboot2 2.0, 3.3).
 fn enter(vm: &Vm, placed: &Placed) -> Result<(), Errno> {
     const CR0_PE_NE: u64 = 1 | 1 << 5;
     const CR0_PG: u64 = 1 << 31;
@@ -68,7 +69,11 @@ fn enter(vm: &Vm, placed: &Placed) -> Result<(), Errno> {
     /// A busy TSS of 32 or 64 bits.
     const TSS: u32 = 0x8b;
     const UNUSABLE: u32 = 1 << 16;
-    let Entry { long_mode, rip, rbx, rsi } = placed.entry;
+    let Entry { mode, gdt, rip, rax, rbx, rsi, rsp } = placed.entry;
+    if mode == Mode::Real {
+        return enter_real_mode(vm, rip, rsp);
+    }
+    let long_mode = mode == Mode::Long;
     let flat = |access| SegDesc { base: 0, limit: u32::MAX, access };
 
     if long_mode {
@@ -90,13 +95,47 @@ fn enter(vm: &Vm, placed: &Placed) -> Result<(), Errno> {
     vm.set_register(BSP, Reg::Tr, 0)?;
     vm.set_desc(BSP, Reg::Ldtr, SegDesc { base: 0, limit: 0, access: UNUSABLE })?;
     vm.set_register(BSP, Reg::Ldtr, 0)?;
-    vm.set_desc(BSP, Reg::Gdtr, SegDesc { base: GDT, limit: 31, access: 0 })?;
+    vm.set_desc(BSP, Reg::Gdtr, SegDesc { base: GDT, limit: if gdt { 31 } else { 0 }, access: 0 })?;
     vm.set_desc(BSP, Reg::Idtr, SegDesc { base: 0, limit: 0, access: 0 })?;
-    for register in [Reg::Rax, Reg::Rcx, Reg::Rdx, Reg::Rbp, Reg::Rdi, Reg::Rsp] {
+    vm.set_register(BSP, Reg::Rax, rax)?;
+    for register in [Reg::Rcx, Reg::Rdx, Reg::Rbp, Reg::Rdi] {
         vm.set_register(BSP, register, 0)?;
     }
+    vm.set_register(BSP, Reg::Rsp, rsp)?;
     vm.set_register(BSP, Reg::Rbx, rbx)?;
     vm.set_register(BSP, Reg::Rsi, rsi)?;
     vm.set_register(BSP, Reg::Rflags, 0x2)?;
     vm.set_register(BSP, Reg::Rip, rip)
+}
+
+/// Writes them for real mode, as `vcpu_reset` does, but for where it begins: in the segment of the entry, or in segment 0.
+fn enter_real_mode(vm: &Vm, at: u64, rsp: u64) -> Result<(), Errno> {
+    const CR0_NE: u64 = 1 << 5;
+    const SEGMENT_LIMIT: u32 = 0xffff;
+    /// Present, writable, accessed.
+    const SEGMENT: u32 = 0x93;
+    const TSS: u32 = 0x8b;
+    const LDT: u32 = 0x82;
+    let segment = if at < 0x1_0000 { 0 } else { at >> 4 };
+    vm.set_register(BSP, Reg::Cr4, 0)?;
+    vm.set_register(BSP, Reg::Cr0, CR0_NE)?;
+    vm.set_desc(BSP, Reg::Cs, SegDesc { base: segment << 4, limit: SEGMENT_LIMIT, access: SEGMENT })?;
+    vm.set_register(BSP, Reg::Cs, segment)?;
+    for data in [Reg::Ds, Reg::Es, Reg::Fs, Reg::Gs, Reg::Ss] {
+        vm.set_desc(BSP, data, SegDesc { base: 0, limit: SEGMENT_LIMIT, access: SEGMENT })?;
+        vm.set_register(BSP, data, 0)?;
+    }
+    for (register, access) in [(Reg::Tr, TSS), (Reg::Ldtr, LDT)] {
+        vm.set_desc(BSP, register, SegDesc { base: 0, limit: SEGMENT_LIMIT, access })?;
+        vm.set_register(BSP, register, 0)?;
+    }
+    for register in [Reg::Gdtr, Reg::Idtr] {
+        vm.set_desc(BSP, register, SegDesc { base: 0, limit: SEGMENT_LIMIT, access: 0 })?;
+    }
+    for register in [Reg::Rax, Reg::Rbx, Reg::Rcx, Reg::Rdx, Reg::Rbp, Reg::Rsi, Reg::Rdi] {
+        vm.set_register(BSP, register, 0)?;
+    }
+    vm.set_register(BSP, Reg::Rsp, rsp)?;
+    vm.set_register(BSP, Reg::Rflags, 0x2)?;
+    vm.set_register(BSP, Reg::Rip, at - (segment << 4))
 }

@@ -4,6 +4,7 @@
 
 use crate::cpu::enable_interrupts;
 use crate::pm_timer;
+use crate::port;
 use crate::power;
 use crate::report::{APS_ASKED, DONE, report};
 use crate::startup::{Ap, INIT, LEVEL_ASSERT, STARTUP, TRIGGER_LEVEL, expect_at, require_all, wait_for_all};
@@ -46,6 +47,15 @@ pub fn ask_for(aps: usize) {
 /// Ends the guest, which has started so many APs and run all its tests.
 pub fn done(aps: usize) -> ! {
     report(DONE, aps as u32);
+    power::off()
+}
+
+/// Ends the guest likewise, by writing a status to the debug-exit device if there is one (QEMU's isa-debug-exit, at the port
+/// where kvm-unit-tests has it).
+pub fn done_with(aps: usize, status: u32) -> ! {
+    const DEBUG_EXIT: u16 = 0xf4;
+    report(DONE, aps as u32);
+    port::write_u32(DEBUG_EXIT, status);
     power::off()
 }
 

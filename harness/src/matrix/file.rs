@@ -234,16 +234,24 @@ pub(super) struct KernelTable {
 pub(super) struct GuestTable {
     pub name: Spanned<String>,
     pub about: String,
-    /// A package that `spinup guests fetch` fetches, or a path.
+    /// A package that `spinup guests fetch` fetches, a file that is part of spinup, or a path.
     pub kernel: Spanned<String>,
     /// An initial RAM disk that spinup makes, or a path.
     pub initrd: Option<Spanned<String>>,
+    /// What Multiboot gives it: each a file that is part of spinup, or a path, and after a space the string that goes with it.
+    #[serde(default)]
+    pub modules: Vec<Spanned<String>>,
+    #[serde(default)]
     pub cmdline: String,
     pub memory_mib: Spanned<u32>,
     pub protocol: Option<Spanned<String>>,
+    /// Where a flat image is loaded.
+    pub load: Option<u64>,
     pub limits: LimitsTable,
     #[serde(default)]
     pub milestones: Vec<MilestoneTable>,
+    /// The milestone at which a guest that goes on for ever has done what it is for.
+    pub goal: Option<Spanned<String>>,
 }
 
 /// A line of a guest's console.

@@ -199,7 +199,7 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, St
         host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &console))
     };
     let Finished { end, now_ns, mut trace } = finished;
-    let seen = Observed::from_trace(&trace);
+    let seen = Observed::from_trace(&trace).with_goal(os_guest.and_then(|guest| guest.goal.as_deref()));
     let outcome = observe(cell.cpus, &end, &seen);
     let whereabouts = matches!(end, End::HarnessError(_)).then(|| whereabouts(&booted, &trace));
     let last = trace.records.last();
