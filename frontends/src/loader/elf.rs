@@ -76,12 +76,18 @@ impl Elf {
         Some(elf)
     }
 
+    /// The plain entry.
+    pub(super) fn start(&self) -> u64 {
+        self.entry
+    }
+
     /// Where the protocol enters it. The plain entry of a 64-bit program is in long mode, that of a 32-bit one is not.
     pub(super) fn entry(&self, protocol: Protocol) -> Option<u64> {
         match protocol {
             Protocol::Linux64 => self.wide.then_some(self.entry),
             Protocol::Linux32 => (!self.wide).then_some(self.entry),
             Protocol::Pvh => self.pvh_entry,
+            Protocol::Multiboot | Protocol::Multiboot2 | Protocol::Flat16 | Protocol::Flat32 => None,
         }
     }
 

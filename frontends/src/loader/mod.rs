@@ -12,6 +12,7 @@ mod bzimage;
 mod elf;
 mod layout;
 mod linux;
+mod multiboot;
 mod pvh;
 mod run;
 
@@ -23,20 +24,34 @@ pub(crate) use run::run;
 use bzimage::BzImage;
 use elf::Elf;
 use layout::{Layout, Ram};
+use multiboot::Multiboot;
 use std::fmt;
 use std::sync::Arc;
 
 /// A kernel with what belongs to it.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct OsImage {
-    /// The kernel's file: a bzImage or an ELF program for x86.
+    /// The kernel's file: a bzImage, an ELF program for x86, or what its protocol takes.
     pub kernel: Arc<[u8]>,
-    /// The initial RAM disk, if it wants one.
+    /// The initial RAM disk, if it wants one; by Multiboot it is the first module.
     pub initrd: Option<Arc<[u8]>>,
+    /// Modules, for Multiboot.
+    pub modules: Vec<Module>,
     /// The kernel's command line, up to 2047 bytes without a zero.
     pub cmdline: String,
     /// The protocol by which to enter it; `None` takes the first of [`Protocol::ALL`] that it has.
     pub protocol: Option<Protocol>,
+    /// Where a flat image goes, a guest physical address; `None`: 7C00H for real mode, 1 MiB for protected mode.
+    pub load_at: Option<u64>,
+}
+
+/// A module of Multiboot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Module {
+    /// Its file.
+    pub file: Arc<[u8]>,
+    /// Its command line, without a zero.
+    pub cmdline: String,
 }
 
 impl fmt::Debug for OsImage {
@@ -56,11 +71,27 @@ pub enum Protocol {
     Pvh,
     /// The 32-bit boot protocol of Linux: 32-bit protected mode, ESI points to the zero page.
     Linux32,
+    /// Multiboot2: 32-bit protected mode, EBX points to the boot information.
+    Multiboot2,
+    /// Multiboot, version 1: likewise.
+    Multiboot,
+    /// A flat image, entered at its beginning in real mode; only if asked for.
+    Flat16,
+    /// A flat image, entered at its beginning in 32-bit protected mode; only if asked for.
+    Flat32,
 }
 
 impl Protocol {
     /// Every protocol, the preferred one first.
-    pub const ALL: [Protocol; 3] = [Protocol::Linux64, Protocol::Pvh, Protocol::Linux32];
+    pub const ALL: [Protocol; 7] = [
+        Protocol::Linux64,
+        Protocol::Pvh,
+        Protocol::Linux32,
+        Protocol::Multiboot2,
+        Protocol::Multiboot,
+        Protocol::Flat16,
+        Protocol::Flat32,
+    ];
 
     /// The name in a matrix.
     #[must_use]
@@ -69,6 +100,10 @@ impl Protocol {
             Protocol::Linux64 => "linux64",
             Protocol::Pvh => "pvh",
             Protocol::Linux32 => "linux32",
+            Protocol::Multiboot2 => "multiboot2",
+            Protocol::Multiboot => "multiboot",
+            Protocol::Flat16 => "flat16",
+            Protocol::Flat32 => "flat32",
         }
     }
 
@@ -83,8 +118,14 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// The file is no kernel that this loader knows.
-    #[error("The file is neither a bzImage nor an ELF program for x86.")]
+    #[error("The file is neither a bzImage nor an ELF program for x86, and has no Multiboot header.")]
     UnknownFormat,
+    /// A Multiboot kernel insists on something that it cannot have.
+    #[error("The kernel's Multiboot header asks for {0}.")]
+    Multiboot(&'static str),
+    /// A flat image cannot be entered in real mode where it is to go.
+    #[error("Real mode does not reach {0:#x}.")]
+    OutOfReach(u64),
     /// The file's own numbers do not fit together.
     #[error("The kernel's file is damaged: {0}.")]
     Damaged(&'static str),
@@ -143,14 +184,32 @@ impl fmt::Debug for Piece {
 /// How the BSP begins. All other general registers are 0, interrupts are off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Long mode with memory mapped to itself rather than 32-bit protected mode without paging.
-    pub(crate) long_mode: bool,
+    pub(crate) mode: Mode,
     /// Where.
     pub(crate) rip: u64,
-    /// RBX: PVH's start info.
+    /// RAX: Multiboot's magic number.
+    pub(crate) rax: u64,
+    /// RBX: PVH's start info, Multiboot's boot information.
     pub(crate) rbx: u64,
     /// RSI: Linux's zero page.
     pub(crate) rsi: u64,
+}
+
+/// The mode that the BSP begins in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Real mode; CS is the segment of 64 KiB that RIP is in.
+    Real,
+    /// 32-bit protected mode without paging.
+    Protected,
+    /// Long mode with memory mapped to itself.
+    Long,
+}
+
+impl Entry {
+    fn at(mode: Mode, rip: u64) -> Entry {
+        Entry { mode, rip, rax: 0, rbx: 0, rsi: 0 }
+    }
 }
 
 enum Format {
@@ -169,6 +228,30 @@ impl OsImage {
 
     /// Where everything goes.
     fn place(&self, ram: Ram) -> Result<Placed, LoadError> {
+        match self.protocol {
+            Some(Protocol::Flat16) => self.place_flat(ram, Mode::Real),
+            Some(Protocol::Flat32) => self.place_flat(ram, Mode::Protected),
+            Some(protocol @ (Protocol::Multiboot | Protocol::Multiboot2)) => {
+                let header = Multiboot::parse(&self.kernel, protocol)?;
+                self.place_multiboot(ram, &header.ok_or(LoadError::NoSuchEntry(protocol.name()))?)
+            }
+            _ => match self.format() {
+                Ok((format, protocol)) => self.place_linux(ram, &format, protocol),
+                Err(none @ (LoadError::UnknownFormat | LoadError::NoSuchEntry(_))) if self.protocol.is_none() => {
+                    for protocol in [Protocol::Multiboot2, Protocol::Multiboot] {
+                        if let Some(header) = Multiboot::parse(&self.kernel, protocol)? {
+                            return self.place_multiboot(ram, &header);
+                        }
+                    }
+                    Err(none)
+                }
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// The format of a kernel that Linux's protocols or PVH enter, and by which.
+    fn format(&self) -> Result<(Format, Protocol), LoadError> {
         let format = if let Some(image) = BzImage::parse(&self.kernel)? {
             Format::BzImage(image)
         } else if let Some(program) = Elf::parse(&self.kernel)? {
@@ -185,42 +268,82 @@ impl OsImage {
                 .find(|&protocol| format.entry(protocol).is_some())
                 .ok_or(LoadError::NoSuchEntry("of any kind"))?,
         };
+        Ok((format, protocol))
+    }
+
+    fn check_cmdline(&self, max: usize) -> Result<(), LoadError> {
+        let texts = self.modules.iter().map(|module| &module.cmdline).chain([&self.cmdline]);
+        if texts.into_iter().any(|text| text.len() > max || text.contains('\0')) {
+            return Err(LoadError::CommandLine(max));
+        }
+        Ok(())
+    }
+
+    fn place_flat(&self, ram: Ram, mode: Mode) -> Result<Placed, LoadError> {
+        const BOOT_SECTOR: u64 = 0x7c00;
+        const ONE_MIB: u64 = 1 << 20;
+        let at = self.load_at.unwrap_or(if mode == Mode::Real { BOOT_SECTOR } else { ONE_MIB });
+        if mode == Mode::Real && at >= ONE_MIB {
+            return Err(LoadError::OutOfReach(at));
+        }
+        let mut layout = Layout::new(ram);
+        layout.file("The image", at, &self.kernel, 0..self.kernel.len(), self.kernel.len() as u64)?;
+        if mode == Mode::Protected {
+            layout.fixed("The GDT", layout::GDT, layout::gdt(false))?;
+        }
+        Ok(Placed { pieces: layout.pieces(), entry: Entry::at(mode, at) })
+    }
+
+    fn place_multiboot(&self, ram: Ram, header: &Multiboot) -> Result<Placed, LoadError> {
+        self.check_cmdline(layout::CMDLINE_MAX)?;
+        let mut layout = Layout::new(ram);
+        header.place(&self.kernel, &mut layout)?;
+        let initrd = self.initrd.iter().map(|initrd| (initrd, ""));
+        let modules = self.modules.iter().map(|module| (&module.file, module.cmdline.as_str()));
+        let placed = initrd.chain(modules).map(|(file, cmdline)| {
+            let range = layout.top("A module", file, u32::MAX.into())?;
+            Ok(multiboot::Placed { range, cmdline })
+        });
+        let placed = placed.collect::<Result<Vec<_>, LoadError>>()?;
+        let info = header.info(layout::MULTIBOOT, ram, &self.cmdline, &placed);
+        layout.fixed("The boot information", layout::MULTIBOOT, info)?;
+        layout.fixed("The GDT", layout::GDT, layout::gdt(false))?;
+        let entry = Entry::at(Mode::Protected, header.entry);
+        let entry = Entry { rax: header.magic(), rbx: layout::MULTIBOOT, ..entry };
+        Ok(Placed { pieces: layout.pieces(), entry })
+    }
+
+    fn place_linux(&self, ram: Ram, format: &Format, protocol: Protocol) -> Result<Placed, LoadError> {
         let mut layout = Layout::new(ram);
         let (cmdline_max, initrd_max) = match &format {
             Format::BzImage(image) => (image.cmdline_max, image.initrd_max),
             Format::Elf(_) => (layout::CMDLINE_MAX, u64::from(u32::MAX)),
         };
-        let cmdline_max = cmdline_max.min(layout::CMDLINE_MAX);
-        if self.cmdline.len() > cmdline_max || self.cmdline.contains('\0') {
-            return Err(LoadError::CommandLine(cmdline_max));
-        }
+        self.check_cmdline(cmdline_max.min(layout::CMDLINE_MAX))?;
         let load = match &format {
             Format::BzImage(image) => image.place(&self.kernel, &mut layout)?,
             Format::Elf(program) => program.place(&self.kernel, &mut layout)?,
         };
         let rip = format.entry(protocol).expect("it was asked for above") + load;
         let initrd = self.initrd.as_ref().filter(|initrd| !initrd.is_empty());
-        let initrd = initrd.map(|initrd| layout.top(initrd, initrd_max)).transpose()?;
+        let initrd = initrd.map(|initrd| layout.top("The initial RAM disk", initrd, initrd_max)).transpose()?;
         layout.fixed("The command line", layout::CMDLINE, [self.cmdline.as_bytes(), &[0]].concat())?;
         layout.fixed("The GDT", layout::GDT, layout::gdt(protocol == Protocol::Linux64))?;
-        let mut entry = Entry { long_mode: false, rip, rbx: 0, rsi: 0 };
-        match protocol {
-            Protocol::Pvh => {
-                layout.fixed("The start info", layout::START_INFO, pvh::start_info(ram, initrd))?;
-                entry.rbx = layout::START_INFO;
-            }
-            Protocol::Linux32 | Protocol::Linux64 => {
-                let header = match &format {
-                    Format::BzImage(image) => image.setup_header(&self.kernel),
-                    Format::Elf(_) => &[],
-                };
-                layout.fixed("The zero page", layout::ZERO_PAGE, linux::zero_page(header, ram, initrd))?;
-                entry.rsi = layout::ZERO_PAGE;
-            }
+        let mut entry = Entry::at(Mode::Protected, rip);
+        if protocol == Protocol::Pvh {
+            layout.fixed("The start info", layout::START_INFO, pvh::start_info(ram, initrd))?;
+            entry.rbx = layout::START_INFO;
+        } else {
+            let header = match &format {
+                Format::BzImage(image) => image.setup_header(&self.kernel),
+                Format::Elf(_) => &[],
+            };
+            layout.fixed("The zero page", layout::ZERO_PAGE, linux::zero_page(header, ram, initrd))?;
+            entry.rsi = layout::ZERO_PAGE;
         }
         if protocol == Protocol::Linux64 {
             layout.fixed("The page tables", layout::PAGE_TABLES, layout::page_tables())?;
-            entry.long_mode = true;
+            entry.mode = Mode::Long;
         }
         Ok(Placed { pieces: layout.pieces(), entry })
     }

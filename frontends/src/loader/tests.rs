@@ -81,7 +81,7 @@ fn elf(wide: bool, pvh: Option<u32>) -> Vec<u8> {
 }
 
 fn image(kernel: Vec<u8>) -> OsImage {
-    OsImage { kernel: kernel.into(), initrd: None, cmdline: "console=ttyS0".into(), protocol: None }
+    OsImage { kernel: kernel.into(), cmdline: "console=ttyS0".into(), ..OsImage::default() }
 }
 
 fn place(image: &OsImage) -> Result<Placed, LoadError> {
@@ -96,7 +96,7 @@ fn piece(placed: &Placed, at: u64) -> &[u8] {
 fn a_bzimage_enters_in_long_mode() {
     let image = OsImage { initrd: Some(vec![7; 5000].into()), ..image(bzimage(b"kernel")) };
     let placed = place(&image).expect("it fits");
-    let entry = Entry { long_mode: true, rip: PREFERRED + 0x200, rbx: 0, rsi: ZERO_PAGE };
+    let entry = Entry { rsi: ZERO_PAGE, ..Entry::at(Mode::Long, PREFERRED + 0x200) };
     assert_eq!(placed.entry, entry);
     assert_eq!(piece(&placed, PREFERRED), b"kernel");
     assert_eq!(piece(&placed, CMDLINE), b"console=ttyS0\0");
@@ -137,7 +137,7 @@ fn the_page_tables_map_4_gib_to_themselves() {
 #[test]
 fn a_bzimage_enters_in_protected_mode_when_asked_or_old() {
     let asked = OsImage { protocol: Some(Protocol::Linux32), ..image(bzimage(b"kernel")) };
-    let entry = Entry { long_mode: false, rip: PREFERRED, rbx: 0, rsi: ZERO_PAGE };
+    let entry = Entry { rsi: ZERO_PAGE, ..Entry::at(Mode::Protected, PREFERRED) };
     assert_eq!(place(&asked).map(|placed| placed.entry), Ok(entry));
     let mut old = bzimage(b"kernel");
     old[0x206] = 0x04;
@@ -152,12 +152,12 @@ fn a_bzimage_enters_in_protected_mode_when_asked_or_old() {
 
 #[test]
 fn programs_enter_as_their_class_and_notes_say() {
-    let zero_page = Entry { long_mode: true, rip: 0x20_0002, rbx: 0, rsi: ZERO_PAGE };
+    let zero_page = Entry { rsi: ZERO_PAGE, ..Entry::at(Mode::Long, 0x20_0002) };
     let placed = place(&image(elf(true, None))).expect("it fits");
     assert_eq!(placed.entry, zero_page);
     assert_eq!(piece(&placed, 0x20_0000), b"code");
     let placed = place(&image(elf(false, None))).expect("it fits");
-    assert_eq!(placed.entry, Entry { long_mode: false, ..zero_page });
+    assert_eq!(placed.entry, Entry { mode: Mode::Protected, ..zero_page });
     assert_eq!(piece(&placed, 0x20_0000), b"code");
     for wide in [true, false] {
         let pvh = OsImage {
@@ -166,7 +166,7 @@ fn programs_enter_as_their_class_and_notes_say() {
             ..image(elf(wide, Some(0x20_0123)))
         };
         let placed = place(&pvh).expect("it fits");
-        assert_eq!(placed.entry, Entry { long_mode: false, rip: 0x20_0123, rbx: START_INFO, rsi: 0 });
+        assert_eq!(placed.entry, Entry { rbx: START_INFO, ..Entry::at(Mode::Protected, 0x20_0123) });
         let info = piece(&placed, START_INFO);
         assert_eq!(u32_at(info, 0), Some(0x336e_c578));
         assert_eq!((u32_at(info, 12), u64_at(info, 16)), (Some(1), Some(START_INFO + 0x40)), "a module");
@@ -268,4 +268,139 @@ fn the_loader_says_why_it_failed() {
     let (kernel, result) = loaded(image(b"no kernel".to_vec()), Rules::default());
     assert_eq!(result, Err("The file is neither a bzImage nor an ELF program for x86.".into()));
     assert_eq!(kernel.calls(), [""; 0], "nothing was begun");
+}
+
+// -- Multiboot and flat images --------------------------------------------------------------------------------------
+
+/// A header of Multiboot 1 with these flags, and room for addresses.
+fn header_1(flags: u32, addresses: [u32; 5]) -> Vec<u8> {
+    const MAGIC: u32 = 0x1bad_b002;
+    let checksum = 0_u32.wrapping_sub(MAGIC).wrapping_sub(flags);
+    [MAGIC, flags, checksum].into_iter().chain(addresses).flat_map(u32::to_le_bytes).collect()
+}
+
+/// A header of Multiboot 2 with these tags: type, flags, words.
+fn header_2(tags: &[(u16, u16, &[u32])]) -> Vec<u8> {
+    const MAGIC: u32 = 0xe852_50d6;
+    let mut body = Vec::new();
+    for (kind, flags, words) in tags.iter().copied().chain([(0, 0, &[][..])]) {
+        body.extend(kind.to_le_bytes());
+        body.extend(flags.to_le_bytes());
+        body.extend((8 + 4 * words.len() as u32).to_le_bytes());
+        body.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        body.resize(body.len().next_multiple_of(8), 0);
+    }
+    let len = 16 + body.len() as u32;
+    let checksum = 0_u32.wrapping_sub(MAGIC).wrapping_sub(len);
+    [MAGIC, 0, len, checksum].into_iter().flat_map(u32::to_le_bytes).chain(body).collect()
+}
+
+fn by(protocol: Protocol, kernel: Vec<u8>) -> Result<Placed, LoadError> {
+    place(&OsImage { protocol: Some(protocol), ..image(kernel) })
+}
+
+#[test]
+fn a_flat_kernel_goes_where_its_multiboot_header_says() {
+    // 16 bytes in front of the header, of which 12 are loaded; 100H bytes of memory.
+    let load = 0x20_0000;
+    for (load_end, len) in [(load + 40, 40), (0, 12 + 32 + 5)] {
+        let header = header_1(1 << 16, [load + 12, load, load_end, load + 0x100, load + 8]);
+        let kernel = [&[1; 16][..], &header, b"tail!"].concat();
+        let placed = by(Protocol::Multiboot, kernel.clone()).expect("it fits");
+        assert_eq!(piece(&placed, load.into()), &kernel[4..][..len]);
+        let entry = Entry { rax: 0x2bad_b002, rbx: 0x2_1000, ..Entry::at(Mode::Protected, u64::from(load) + 8) };
+        assert_eq!(placed.entry, entry);
+    }
+    // Version 2 may say that everything is loaded.
+    let header = header_2(&[(2, 0, &[load + 8, u32::MAX, 0, 0]), (3, 0, &[load + 1])]);
+    let kernel = [&[1; 8][..], &header].concat();
+    let placed = by(Protocol::Multiboot2, kernel.clone()).expect("it fits");
+    assert_eq!((piece(&placed, load.into()), placed.entry.rip), (&kernel[..], u64::from(load) + 1));
+}
+
+#[test]
+fn an_elf_program_has_a_multiboot_header_anywhere_at_its_beginning() {
+    for wide in [true, false] {
+        let mut kernel = elf(wide, None);
+        kernel.resize(kernel.len().next_multiple_of(8), 0);
+        let without = kernel.clone();
+        kernel.extend(header_2(&[(6, 0, &[])]));
+        kernel.extend(header_1(3, [0; 5]));
+        for (protocol, magic) in [(Protocol::Multiboot, 0x2bad_b002), (Protocol::Multiboot2, 0x36d7_6289)] {
+            let placed = by(protocol, kernel.clone()).expect("it fits");
+            assert_eq!((placed.entry.rip, placed.entry.rax), (0x20_0002, magic));
+            assert_eq!(piece(&placed, 0x20_0000), b"code");
+            assert_eq!(by(protocol, without.clone()), Err(LoadError::NoSuchEntry(protocol.name())));
+        }
+        assert_ne!(place(&image(kernel)).expect("it fits").entry.rax, 0x2bad_b002, "Linux's protocols come first");
+    }
+    let flat = header_1(1 << 16, [0x20_0000, 0x20_0000, 0, 0, 0x20_0000]);
+    assert_eq!(place(&image(flat)).expect("it fits").entry.rax, 0x2bad_b002, "where there is nothing else");
+}
+
+#[test]
+fn what_a_multiboot_kernel_cannot_have_is_refused() {
+    let addresses = [0x20_0000, 0x20_0000, 0, 0, 0x20_0000];
+    let asks = |flags| by(Protocol::Multiboot, header_1(1 << 16 | flags, addresses)).map(drop);
+    assert_eq!(asks(0b11), Ok(()));
+    assert_eq!(asks(1 << 2), Err(LoadError::Multiboot("a video mode")));
+    assert!(matches!(asks(1 << 9), Err(LoadError::Multiboot(_))));
+    let fits: (u16, u16, &[u32]) = (2, 0, &[0x20_0000, 0x20_0000, 0, 0]);
+    let asks = |tag| by(Protocol::Multiboot2, header_2(&[fits, (3, 0, &[0x20_0000]), tag])).map(drop);
+    assert_eq!(asks((1, 0, &[1, 3, 6])), Ok(()));
+    assert!(matches!(asks((1, 0, &[8])), Err(LoadError::Multiboot(_))), "framebuffer information");
+    assert_eq!(asks((1, 1, &[8])), Ok(()), "if there is some");
+    assert_eq!(asks((5, 0, &[0, 0, 0])), Err(LoadError::Multiboot("a video mode")));
+    assert!(matches!(asks((99, 0, &[])), Err(LoadError::Multiboot(_))));
+    assert_eq!(asks((99, 1, &[])), Ok(()));
+    let wrong = header_1(1 << 16, [0x20_0000, 0x30_0000, 0, 0, 0]);
+    assert!(matches!(by(Protocol::Multiboot, wrong), Err(LoadError::Damaged(_))));
+}
+
+#[test]
+fn modules_and_the_map_are_told() {
+    let module = |bytes: &[u8], cmdline: &str| Module { file: bytes.into(), cmdline: cmdline.into() };
+    let kernel = header_1(1 << 16, [0x20_0000, 0x20_0000, 0, 0, 0x20_0000]);
+    let modules = vec![module(&[1; 4097], "m one"), module(&[2; 3], "")];
+    let image = OsImage { protocol: Some(Protocol::Multiboot), modules, ..image(kernel) };
+    let placed = place(&image).expect("it fits");
+    let info = piece(&placed, 0x2_1000);
+    let word = |at: usize| u32_at(info, at).expect("inside");
+    let inside = |address: u32| address as usize - 0x2_1000;
+    assert_eq!([word(0), word(4), word(8)], [0x24d, 639, 63 << 10]);
+    assert_eq!(word(20), 2);
+    let list = inside(word(24));
+    let (first, second) = ([word(list), word(list + 4)], [word(list + 16), word(list + 20)]);
+    assert_eq!(first, [(64 << 20) - 0x2000, (64 << 20) - 0x2000 + 4097], "at the top, on a page");
+    assert_eq!(second, [(64 << 20) - 0x3000, (64 << 20) - 0x3000 + 3], "below it");
+    assert_eq!(piece(&placed, first[0].into()), [1; 4097]);
+    assert!(info[inside(word(list + 8))..].starts_with(b"m one\0"));
+    assert!(info[inside(word(16))..].starts_with(b"console=ttyS0\0"));
+    assert!(info[inside(word(64))..].starts_with(b"spinup\0"));
+    assert_eq!(word(44), 3 * 24, "three ranges, each of 20 bytes and its length");
+}
+
+#[test]
+fn flat_images_are_entered_at_their_beginning() {
+    let at = |protocol, load_at| place(&OsImage { protocol: Some(protocol), load_at, ..image(vec![0x90; 3]) });
+    assert_eq!(at(Protocol::Flat16, None).map(|placed| placed.entry), Ok(Entry::at(Mode::Real, 0x7c00)));
+    assert_eq!(at(Protocol::Flat32, None).map(|placed| placed.entry), Ok(Entry::at(Mode::Protected, 0x10_0000)));
+    assert_eq!(at(Protocol::Flat32, Some(0x30_0000)).map(|placed| placed.entry.rip), Ok(0x30_0000));
+    assert_eq!(at(Protocol::Flat16, Some(0x10_0000)), Err(LoadError::OutOfReach(0x10_0000)));
+    assert!(matches!(at(Protocol::Flat32, Some(64 << 20)), Err(LoadError::NoRoom(..))));
+}
+
+proptest! {
+    #[test]
+    fn no_multiboot_header_panics(mut bytes: Vec<u8>, words: [u32; 12], version_2: bool) {
+        let (mut header, protocol) = if version_2 {
+            let tags = [(words[0] as u16 % 12, words[1] as u16 & 1, &words[2..6]), (2, 0, &words[6..10])];
+            (header_2(&tags), Protocol::Multiboot2)
+        } else {
+            (header_1(words[0] & 0x1_0007, [words[1], words[2], words[3], words[4], words[5]]), Protocol::Multiboot)
+        };
+        header.truncate(words[11] as usize % 200);
+        header.append(&mut bytes);
+        let _result = by(protocol, header);
+    }
 }

@@ -59,6 +59,12 @@ impl Line {
         self
     }
 
+    /// One byte.
+    pub(crate) fn byte(self, byte: u8) -> Line {
+        put(byte);
+        self
+    }
+
     /// A number in decimal.
     pub(crate) fn decimal(self, number: u32) -> Line {
         let line = if number >= 10 { self.decimal(number / 10) } else { self };
