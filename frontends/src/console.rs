@@ -1,13 +1,17 @@
-//! What a frontend leaves behind for people to read: its serial port and its standard error.
+//! What a frontend leaves behind for people to read: its serial ports, debug console and standard error; and what somebody types.
 
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::{fmt, io};
 
 /// A line of the serial port is watched up to this length.
 const LINE_CAPACITY: usize = 1024;
 
-/// How many bytes of the serial port are kept, and how many lines of standard error: a guest that writes in a loop must
+/// What a control sequence of a terminal begins with (ECMA-48).
+const ESCAPE: u8 = 0x1b;
+
+/// How many bytes of each stream are kept, and how many lines of standard error: a guest that writes in a loop must
 /// not eat the machine's memory.
 const SERIAL_CAPACITY: usize = 4 << 20;
 const STDERR_CAPACITY: usize = 10_000;
@@ -16,19 +20,36 @@ const STDERR_CAPACITY: usize = 10_000;
 #[derive(Clone, Default)]
 pub struct Console {
     printed: Arc<Mutex<Printed>>,
+    keyboard: Keyboard,
     watch: Option<Arc<Watch>>,
+    /// Where what is written to this handle goes.
+    stream: Stream,
 }
 
-/// Where a terminal's control sequence is that is being sent: ESC, `[`, parameters, and a letter (ECMA-48, 5.4).
+/// What is typed at COM1; clones are the same keyboard.
+#[derive(Clone, Debug, Default)]
+pub struct Keyboard(Arc<Mutex<VecDeque<u8>>>);
+
+impl Keyboard {
+    /// Types: the bytes arrive as the guest makes room for them.
+    pub fn type_in(&self, bytes: &[u8]) {
+        self.0.lock().extend(bytes);
+    }
+}
+
+/// Where a guest's output comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Sequence {
+pub enum Stream {
+    /// COM1.
     #[default]
-    None,
-    Escape,
-    Parameters,
+    Com1,
+    /// COM2.
+    Com2,
+    /// The debug consoles.
+    Debug,
 }
 
-/// What is called with each line of the serial port.
+/// What is called with each line of a stream.
 type Watch = dyn Fn(&str) + Send + Sync;
 
 impl fmt::Debug for Console {
@@ -39,11 +60,16 @@ impl fmt::Debug for Console {
 
 #[derive(Debug, Default)]
 struct Printed {
-    serial: Vec<u8>,
+    /// One for each [`Stream`].
+    streams: [Output; 3],
+    stderr: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    bytes: Vec<u8>,
     /// The line that is being sent, when somebody watches.
     line: Vec<u8>,
-    sequence: Sequence,
-    stderr: Vec<String>,
 }
 
 impl Console {
@@ -53,9 +79,8 @@ impl Console {
         Console::default()
     }
 
-    /// A console whose serial port is read along: `watch` is called with each line when it ends, by the task whose guest
-    /// sent it, and must not write to the console itself. A program that draws a screen ends a line by going elsewhere; other
-    /// control sequences of a terminal are left out.
+    /// A console whose streams are read along: `watch` is called with each line when it ends, by the task whose guest
+    /// sent it, and must not write to the console itself. It may type, and may end the cell.
     #[must_use]
     pub fn watched(watch: impl Fn(&str) + Send + Sync + 'static) -> Console {
         Console { watch: Some(Arc::new(watch)), ..Console::default() }
@@ -64,7 +89,31 @@ impl Console {
     /// The bytes that the guest sent to COM1; of very many, the first 4 MiB.
     #[must_use]
     pub fn serial(&self) -> Vec<u8> {
-        self.printed.lock().serial.clone()
+        self.output(Stream::Com1)
+    }
+
+    /// The bytes that the guest sent to a stream; of very many, the first 4 MiB.
+    #[must_use]
+    pub fn output(&self, stream: Stream) -> Vec<u8> {
+        self.printed.lock().streams[stream as usize].bytes.clone()
+    }
+
+    /// The same console with this keyboard.
+    #[must_use]
+    pub fn with_keyboard(self, keyboard: Keyboard) -> Console {
+        Console { keyboard, ..self }
+    }
+
+    /// The console whose output goes to this stream; its lines are watched too. Nothing can be typed there.
+    pub(crate) fn stream(&self, stream: Stream) -> Console {
+        Console { stream, keyboard: Keyboard::default(), ..self.clone() }
+    }
+
+    /// Takes what has been typed, up to so many bytes.
+    pub(crate) fn take_typed(&self, room: usize) -> Vec<u8> {
+        let mut typed = self.keyboard.0.lock();
+        let len = room.min(typed.len());
+        typed.drain(..len).collect()
     }
 
     /// The lines that the frontend wrote to its standard error; of very many, the first 10,000.
@@ -81,48 +130,21 @@ impl Console {
     }
 }
 
-impl Printed {
-    /// Takes a byte of a watched serial port. Returns the line if it ends one.
-    fn line_ended_by(&mut self, byte: u8) -> Option<Vec<u8>> {
-        const ESCAPE: u8 = 0x1b;
-        /// CUP and HVP, which move the cursor.
-        const MOVES: [u8; 2] = [b'H', b'f'];
-        match (self.sequence, byte) {
-            (_, b'\n') => {
-                self.sequence = Sequence::None;
-                return Some(std::mem::take(&mut self.line));
-            }
-            (_, ESCAPE) => self.sequence = Sequence::Escape,
-            (Sequence::Escape, b'[') => self.sequence = Sequence::Parameters,
-            (Sequence::Escape, _) => self.sequence = Sequence::None,
-            (Sequence::Parameters, 0x40..=0x7e) => {
-                self.sequence = Sequence::None;
-                if MOVES.contains(&byte) && !self.line.is_empty() {
-                    return Some(std::mem::take(&mut self.line));
-                }
-            }
-            (Sequence::Parameters, 0x20..=0x3f) => {}
-            (_, _) => {
-                self.sequence = Sequence::None;
-                if self.line.len() < LINE_CAPACITY {
-                    self.line.push(byte);
-                }
-            }
-        }
-        None
-    }
-}
-
-/// The serial port's end of the console.
+/// A stream's end of the console.
 impl io::Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut printed = self.printed.lock();
-        let kept = bytes.len().min(SERIAL_CAPACITY - printed.serial.len());
-        printed.serial.extend_from_slice(&bytes[..kept]);
+        let output = &mut printed.streams[self.stream as usize];
+        let kept = bytes.len().min(SERIAL_CAPACITY - output.bytes.len());
+        output.bytes.extend_from_slice(&bytes[..kept]);
         let Some(watch) = &self.watch else { return Ok(bytes.len()) };
         for &byte in bytes {
-            if let Some(line) = printed.line_ended_by(byte) {
+            // A program that paints a screen moves the cursor from text to text, and ends no line.
+            if byte == b'\n' || byte == ESCAPE && !output.line.is_empty() {
+                let line = std::mem::take(&mut output.line);
                 watch(String::from_utf8_lossy(&line).trim_end());
+            } else if byte != ESCAPE && output.line.len() < LINE_CAPACITY {
+                output.line.push(byte);
             }
         }
         Ok(bytes.len())
@@ -153,14 +175,32 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_a_screen_ends_where_the_cursor_goes_elsewhere() {
+    fn a_painted_screen_has_lines() {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&lines);
         let mut console = Console::watched(move |line| seen.lock().push(line.to_owned()));
-        console.write_all(b"\x1b[2J\x1b[?25l\x1b[1;1H\x1b[7m title \x1b[0m|\x1b[2;1Hsecond\x1b[3;1H").expect("it takes it");
-        assert_eq!(*lines.lock(), [" title |", "second"]);
-        console.write_all(b"third\x1b\n\x1b[1\n").expect("it takes it");
-        assert_eq!(lines.lock().len(), 4, "a sequence that is cut off ends with the line");
+        console.write_all(b"\x1b[1;1HTitle\x1b[2;1H\x1b[1mText\n").expect("it takes everything");
+        assert_eq!(*lines.lock(), ["[1;1HTitle", "[2;1H", "[1mText"]);
+    }
+
+    #[test]
+    fn streams_are_apart_and_only_com1_is_typed_at() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&lines);
+        let console = Console::watched(move |line| seen.lock().push(line.to_owned()));
+        let mut debug = console.stream(Stream::Debug);
+        console.clone().write_all(b"se").expect("it takes everything");
+        debug.write_all(b"debug\n").expect("it takes everything");
+        console.clone().write_all(b"rial\n").expect("it takes everything");
+        assert_eq!(*lines.lock(), ["debug", "serial"]);
+        assert_eq!((console.serial(), console.output(Stream::Debug)), (b"serial\n".to_vec(), b"debug\n".to_vec()));
+        let keyboard = Keyboard::default();
+        let console = console.with_keyboard(keyboard.clone());
+        keyboard.type_in(b"abc");
+        assert_eq!(
+            (debug.take_typed(9), console.take_typed(2), console.take_typed(2)),
+            (vec![], b"ab".to_vec(), b"c".to_vec())
+        );
     }
 
     #[test]

@@ -6,13 +6,16 @@
 
 mod bhyve;
 mod console;
+pub mod exercise;
+mod extras;
 mod libvmmapi;
 pub mod loader;
 mod name;
 mod option;
 mod pc;
 
-pub use console::Console;
+pub use console::{Console, Keyboard, Stream};
+pub use extras::{Chipset, Extras, FwCfgFile, FwCfgKernel, IsaDevice, IsaDevices, MAX_RERUNS};
 pub use name::FrontendNameError;
 pub use option::FrontendOption;
 
@@ -97,13 +100,24 @@ pub struct Launch {
     pub boot: Boot,
     /// `-A`: ACPI tables beside the MP table.
     pub acpi: bool,
+    /// What it has beside the plain machine.
+    pub extras: Extras,
 }
 
 impl Launch {
     /// A VM of 16 MiB with MP table and ACPI tables.
     #[must_use]
     pub fn new(vm_name: &str, vcpus: u16, apic: ApicMode, boot: Boot) -> Launch {
-        Launch { vm_name: vm_name.to_owned(), vcpus, topology: None, apic, memory_bytes: 16 << 20, boot, acpi: true }
+        Launch {
+            vm_name: vm_name.to_owned(),
+            vcpus,
+            topology: None,
+            apic,
+            memory_bytes: 16 << 20,
+            boot,
+            acpi: true,
+            extras: Extras::default(),
+        }
     }
 }
 

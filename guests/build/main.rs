@@ -1,7 +1,6 @@
-//! Builds the guests' boot ROMs, the Multiboot test kernel and the init of Linux guests into OUT_DIR.
+//! Builds the guests' boot ROMs into OUT_DIR.
 
 mod init;
-mod kernel;
 mod rom;
 
 use std::path::PathBuf;
@@ -19,11 +18,16 @@ fn main() {
     println!("cargo::rustc-env=GUESTS_RUSTC={}", toolchain.rustc.display());
     println!("cargo::rustc-env=GUESTS_HOST={}", toolchain.host);
     let guests = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    let built = toolchain.build(&guests.join("freestanding"), &out).and_then(|programs| {
+    let built = toolchain.build(&guests.join("freestanding"), &out).and_then(|(programs, kernels)| {
+        let write =
+            |file: String, bytes: &[u8]| std::fs::write(out.join(file), bytes).expect("OUT_DIR can be written to");
         for (guest, program) in rom::GUESTS.iter().zip(programs) {
-            std::fs::write(out.join(format!("{guest}.rom")), program.rom).expect("OUT_DIR can be written to");
+            write(format!("{guest}.rom"), &program.rom);
         }
-        kernel::build(&toolchain, &guests.join("freestanding"), &out)?;
+        for (name, kernel) in rom::KERNELS.iter().zip(kernels) {
+            write(format!("{name}.elf"), &kernel.elf);
+            write(format!("{name}.aout"), &kernel.aout);
+        }
         init::build(&toolchain, &guests.join("linux"), &out.join("linux-init"))
     });
     for line in built.err().iter().flat_map(|message| message.lines()) {

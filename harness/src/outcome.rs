@@ -11,11 +11,10 @@
 //! | the frontend's exit after the guest's power-off | every AP that was asked for reported, every test passed, done | `ok` |
 //! | the same, or the end of its time | some AP reported, or none was asked for and the guest complains | `partial` |
 //! | the same, or the end of its time | no AP reported | `hang` |
-//! | the end of its time, its goal reached | every AP executed an instruction | `ok` |
 //! | any other exit of the frontend | | `exit N` |
+//! | the last milestone of a guest that is stopped there | every vCPU ran, some AP did, none did | `ok`, `partial`, `hang` |
 //!
-//! A guest that reports nothing and goes on for ever, as memory tests do, can have a goal: a milestone of its console. Once that is
-//! reached, each AP that has executed an instruction counts as one that reported, and the end of the cell's time as its own.
+//! Firmware and whatever else knows no report port is judged by its console and its vCPUs: an AP that ran has come up.
 //!
 //! How many APs it asks for says the guest itself; one that does not asks for all. A guest that breaks, that fails a test or one of
 //! whose CPUs is astray can never be `ok`; its report is the detail.
@@ -199,11 +198,9 @@ pub struct Observed {
     suspended: Option<String>,
     unimplemented: Option<String>,
     last_message: Option<String>,
-    /// The milestones that its console has come to.
-    milestones: BTreeSet<String>,
-    /// The vCPUs other than the BSP that have executed an instruction.
-    aps_executing: BTreeSet<u16>,
-    goal_reached: bool,
+    last_milestone: Option<String>,
+    /// APs that executed an instruction.
+    ran: BTreeSet<u32>,
 }
 
 impl Observed {
@@ -237,26 +234,19 @@ impl Observed {
                 Event::Unimplemented { what, rip } if seen.unimplemented.is_none() => {
                     seen.unimplemented = Some(format!("{what} at {rip:#x}"));
                 }
-                Event::Milestone { name, .. } => {
-                    seen.milestones.insert(name.clone());
-                }
-                Event::FirstInstruction { .. } => seen.aps_executing.extend(record.vcpu.filter(|&vcpu| vcpu != 0)),
                 Event::Message { text } => seen.last_message = Some(text.clone()),
+                Event::Milestone { name, .. } => seen.last_milestone = Some(name.clone()),
+                Event::FirstInstruction { .. } => seen.ran.extend(record.vcpu.filter(|&vcpu| vcpu != 0).map(u32::from)),
                 _ => {}
             }
         }
         seen
     }
 
-    /// Takes the word of the vCPUs for a guest with a goal that is reached; one that reports speaks for itself.
+    /// Takes every AP that executed an instruction for one that reported: for guests that know no report port.
     #[must_use]
-    pub fn with_goal(mut self, goal: Option<&str>) -> Observed {
-        let reached = goal.is_some_and(|goal| self.milestones.contains(goal));
-        if reached && !self.booted {
-            self.aps_online = self.aps_executing.iter().map(|&vcpu| vcpu.into()).collect();
-            self.goal_reached = true;
-        }
-        self
+    pub fn by_vcpus(self) -> Observed {
+        Observed { aps_online: self.ran.clone(), ..self }
     }
 
     /// How many APs reported.
@@ -323,13 +313,14 @@ impl Observed {
         self.came_to_nothing(cpus, "the guest powered itself off")
     }
 
-    /// What to say when the time was up for a guest that had come as far as it was to come.
-    fn reached_its_goal(&self, cpus: u16) -> Outcome {
-        if self.aps_online.len() == self.asked(cpus) {
-            return Outcome { kind: OutcomeKind::Ok, detail: format!("{}, and the guest's goal was reached", self.aps(cpus)) };
+    /// What to say when the guest came to the milestone at which it is stopped.
+    fn stopped(&self, cpus: u16) -> Outcome {
+        let milestone = self.last_milestone.as_deref().unwrap_or_default();
+        if self.aps_online.len() == self.asked(cpus) && self.complaint(cpus).is_none() {
+            let detail = format!("the guest came to `{milestone}`: {}", self.aps(cpus));
+            return Outcome { kind: OutcomeKind::Ok, detail };
         }
-        let kind = if self.aps_online.is_empty() { OutcomeKind::Hang } else { OutcomeKind::Partial };
-        Outcome { kind, detail: format!("the guest's goal was reached: {}", self.aps(cpus)) }
+        self.came_to_nothing(cpus, "the guest was stopped")
     }
 
     /// What to say when neither a power-off nor the frontend ended the cell. After a power-off it is the frontend that
@@ -350,7 +341,13 @@ impl Observed {
         let kind = if self.aps_online.is_empty() && !judged { OutcomeKind::Hang } else { OutcomeKind::Partial };
         let mut detail = match complaint {
             Some(complaint) => format!("{complaint}: {aps}"),
-            None if !self.booted => format!("{why_over} before the guest said a word"),
+            None if !self.booted && self.last_milestone.is_none() => {
+                format!("{why_over} before the guest said a word")
+            }
+            None if !self.booted => {
+                let milestone = self.last_milestone.as_deref().unwrap_or_default();
+                format!("{why_over} after the milestone `{milestone}`: {aps}")
+            }
             None => format!("{why_over}: {aps}"),
         };
         if let Some(what) = &self.unimplemented {
@@ -407,7 +404,8 @@ pub fn observe(cpus: u16, end: &End, seen: &Observed) -> Outcome {
         End::Panic(message) => Outcome { kind: OutcomeKind::Panic, detail: message.clone() },
         End::Abort(message) => Outcome { kind: OutcomeKind::Abort, detail: message.clone() },
         End::Exit(0 | POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
-        End::Deadline if seen.goal_reached => seen.reached_its_goal(cpus),
+        End::Stopped => seen.stopped(cpus),
+        End::Rebooted(times) => seen.never_ended(cpus, &format!("the guest reset its machine more than {times} times")),
         End::Deadline => seen.never_ended(cpus, "the time was up"),
         End::Deadlock => seen.never_ended(cpus, "every task waited for another"),
         End::Exit(status) => Outcome {
@@ -542,27 +540,6 @@ mod tests {
         let table: Vec<String> =
             cases.iter().map(|(case, outcome)| format!("{case}: {} - {}", outcome.kind, outcome.detail)).collect();
         insta::assert_snapshot!(table.join("\n"));
-    }
-
-    #[test]
-    fn a_goal_makes_the_vcpus_speak() {
-        let judged = |goal, milestone: &str, vcpus: &[u16], reports: &[GuestReport]| {
-            let mut trace = Builder::new();
-            for report in reports {
-                trace.emit("vcpu 0", Some(0), Event::Report(*report));
-            }
-            for &vcpu in vcpus {
-                trace.emit("vcpu", Some(vcpu), Event::FirstInstruction { cs: 0x800, rip: 0 });
-            }
-            trace.emit("vcpu 0", None, Event::Milestone { name: milestone.into(), line: String::new() });
-            observe(3, &End::Deadline, &Observed::from_trace(&trace.finish()).with_goal(goal)).kind
-        };
-        assert_eq!(judged(Some("tests"), "tests", &[0, 1, 2], &[]), OutcomeKind::Ok);
-        assert_eq!(judged(Some("tests"), "tests", &[0, 2], &[]), OutcomeKind::Partial);
-        assert_eq!(judged(Some("tests"), "tests", &[0], &[]), OutcomeKind::Hang);
-        assert_eq!(judged(Some("tests"), "begin", &[0, 1, 2], &[]), OutcomeKind::Hang, "not reached");
-        assert_eq!(judged(None, "tests", &[0, 1, 2], &[]), OutcomeKind::Hang, "no goal");
-        assert_eq!(judged(Some("tests"), "tests", &[0, 1, 2], &[BOOT]), OutcomeKind::Hang, "it speaks for itself");
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! Kernels by Multiboot and flat images, end to end: the test kernel of `guests/freestanding/multiboot` in every form that a
 //! loader takes, and a few bytes at an address.
 
-use guests::multiboot::Own;
+use guests::Kernel;
 use spinup::cell::Cell;
 use spinup::matrix::Matrix;
 use spinup::outcome::OutcomeKind;
@@ -33,6 +33,15 @@ fn assert_ok(run: &CellRun) {
     assert_eq!(kind, OutcomeKind::Ok, "{}: {said}", run.result.cell);
 }
 
+/// 16 at the debug-exit device.
+#[track_caller]
+fn assert_exit_33(run: &CellRun) {
+    let (kind, said) = outcome(run);
+    assert_eq!(kind, OutcomeKind::Exit(33), "{}: {said}", run.result.cell);
+    assert!(!run.result.verdict.is_red());
+    assert_eq!(run.result.aps_started, u32::from(run.result.cell.cpus) - 1);
+}
+
 /// The tests that the guest says it has passed.
 fn passed(run: &CellRun) -> Vec<u32> {
     let records = &run.trace.as_ref().expect("the cell ran").trace.records;
@@ -62,19 +71,19 @@ fn with_file(contents: &[u8], test: impl FnOnce(&Path)) {
 
 #[test]
 fn the_kernel_tells_what_it_was_told() {
-    for version in [1, 2] {
-        let run = run("", &format!("bhyve-13.2@fbsd-13.2/multiboot{version}/xapic-4/soft"));
-        assert_ok(&run);
+    for (guest, version) in [("multiboot", 1), ("multiboot2", 2), ("multiboot-aout", 1)] {
+        let run = run("", &format!("bhyve-13.2@fbsd-13.2/{guest}/xapic-4/soft"));
+        assert_exit_33(&run);
         let console = console(&run);
         for line in [
             &*format!("Multiboot {version}, loaded by spinup"),
             "argument: expect-module=935af6f6",
             "argument: debug-exit=16",
-            "\"text of the module\", 97 bytes at ",
-            "CRC-32 935af6f6",
-            "memory 0 + 9fc00, type 1",
-            "memory f0000 + 10000, type 2",
-            "memory 100000 + f00000, type 1",
+            "\"text of the module\", 97 bytes, CRC-32 935af6f6, at ",
+            "memory: 639 KiB and 15360 KiB",
+            "map: 0 + 9fc00, type 1",
+            "map: f0000 + 10000, type 2",
+            "map: 100000 + f00000, type 1",
             "4 CPUs in the MADT",
         ] {
             assert!(console.contains(line), "no {line:?} in {console}");
@@ -96,9 +105,9 @@ fn every_frontend_boots_it_with_few_and_many_cpus() {
         "propolis@illumos",
         "qemu-bhyve@fbsd-15",
     ];
-    for (pairing, guest) in pairings.iter().zip(["multiboot1", "multiboot2"].into_iter().cycle()) {
+    for (pairing, guest) in pairings.iter().zip(["multiboot", "multiboot2", "multiboot-aout"].into_iter().cycle()) {
         for apic in ["xapic-1", "xapic-2", "x2apic-4"] {
-            assert_ok(&run("", &format!("{pairing}/{guest}/{apic}/soft")));
+            assert_exit_33(&run("", &format!("{pairing}/{guest}/{apic}/soft")));
         }
     }
 }
@@ -112,14 +121,14 @@ fn an_ap_that_is_missing_is_missed() {
 
 #[test]
 fn a_module_that_is_not_as_expected_fails_the_test() {
-    with_file(Own::TestKernel.bytes(), |kernel| {
+    with_file(Kernel::MultibootTest.file(), |kernel| {
         let right = "expect-module=935af6f6";
         for (arguments, modules, kind) in [
             (right, r#"["multiboot-text"]"#, OutcomeKind::Ok),
             ("", "[]", OutcomeKind::Ok),
             ("expect-module=935af6f7", r#"["multiboot-text"]"#, OutcomeKind::Partial),
             (right, "[]", OutcomeKind::Partial),
-            ("", r#"["multiboot-text"]"#, OutcomeKind::Partial),
+            ("", r#"["multiboot-text"]"#, OutcomeKind::Ok),
             (right, r#"["multiboot-text", "multiboot-text"]"#, OutcomeKind::Partial),
         ] {
             let more = guest(kernel, &format!("cmdline = \"{arguments}\"\nmodules = {modules}"));
@@ -131,62 +140,58 @@ fn a_module_that_is_not_as_expected_fails_the_test() {
     });
 }
 
+/// The argument says which status, and a failed test makes it another.
+#[test]
+fn the_status_is_an_argument() {
+    with_file(Kernel::MultibootTest.file(), |kernel| {
+        for (arguments, status) in [("debug-exit=40", 81), ("debug-exit=40 expect-module=1", 83), ("", 33)] {
+            let more = guest(kernel, &format!("isa = [\"debug-exit\"]\ncmdline = \"{arguments}\""));
+            let run = run(&more, "bhyve-14@fbsd-14/made/xapic-2/soft");
+            assert_eq!(outcome(&run).0, OutcomeKind::Exit(status), "{arguments}: {}", outcome(&run).1);
+        }
+    });
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
-/// The kernel with ELF headers of 32 bits, which take the place of those of 64.
+/// The kernel with ELF headers of 32 bits, which take the place of those of 64, and without sections.
 fn as_elf32(elf64: &[u8]) -> Vec<u8> {
+    const HEADERS_64: usize = 64;
+    const HEADERS_32: usize = 52;
     let mut elf32 = elf64.to_vec();
-    elf32[4] = 1;
-    elf32[18] = 3;
     let put = |file: &mut [u8], at: usize, value: u64| {
         file[at..at + 4].copy_from_slice(&u32::try_from(value).expect("32 bits").to_le_bytes());
     };
-    let entry = u64_at(elf64, 24);
-    // e_entry, e_phoff; no sections; e_ehsize, e_phentsize, e_phnum.
-    elf32[24..84].fill(0);
-    put(&mut elf32, 24, entry);
-    put(&mut elf32, 28, 52);
-    elf32[40..46].copy_from_slice(&[52, 0, 32, 0, 1, 0]);
-    // p_type, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz: of the one segment.
-    for (field, value) in [0, 4, 8, 12, 16, 20].into_iter().zip([1].into_iter().chain([8, 16, 24, 32, 40].map(|at| u64_at(elf64, 64 + at)))) {
-        put(&mut elf32, 52 + field, value);
+    let count = elf64[56];
+    elf32[..HEADERS_64 + 56 * usize::from(count)].fill(0);
+    elf32[..24].copy_from_slice(&elf64[..24]);
+    // EI_CLASS, e_machine; e_entry, e_phoff; e_ehsize, e_phentsize, e_phnum.
+    (elf32[4], elf32[18]) = (1, 3);
+    put(&mut elf32, 24, u64_at(elf64, 24));
+    put(&mut elf32, 28, HEADERS_32 as u64);
+    elf32[40..46].copy_from_slice(&[HEADERS_32 as u8, 0, 32, 0, count, 0]);
+    for i in 0..usize::from(count) {
+        let (from, to) = (HEADERS_64 + 56 * i, HEADERS_32 + 32 * i);
+        elf32[to..to + 4].copy_from_slice(&elf64[from..from + 4]);
+        // p_offset, p_vaddr, p_paddr, p_filesz, p_memsz.
+        for (field_64, field_32) in [(8, 4), (16, 8), (24, 12), (32, 16), (40, 20)] {
+            put(&mut elf32, to + field_32, u64_at(elf64, from + field_64));
+        }
     }
     elf32
 }
 
-/// The kernel without ELF headers: its Multiboot 1 header says that the address fields count.
-fn as_flat_with_addresses(elf: &[u8]) -> Vec<u8> {
-    const MAGIC: u32 = 0x1bad_b002;
-    const ADDRESSES: u32 = 1 << 16;
-    let mut flat = elf.to_vec();
-    flat[..64 + 56].fill(0);
-    let word = |file: &[u8], at: usize| u32::from_le_bytes(file[at..at + 4].try_into().expect("4 bytes"));
-    let at = (0..8192).step_by(4).find(|&at| word(&flat, at) == MAGIC).expect("it has a header");
-    let flags = word(&flat, at + 4) | ADDRESSES;
-    flat[at + 4..at + 8].copy_from_slice(&flags.to_le_bytes());
-    flat[at + 8..at + 12].copy_from_slice(&0_u32.wrapping_sub(MAGIC).wrapping_sub(flags).to_le_bytes());
-    flat
-}
-
 #[test]
-fn other_forms_of_the_kernel_boot_too() {
-    let elf64 = Own::TestKernel.bytes();
-    for (form, protocols) in [
-        (as_elf32(elf64), &["multiboot1", "multiboot2"][..]),
-        (as_flat_with_addresses(elf64), &["multiboot1"]),
-    ] {
-        with_file(&form, |kernel| {
-            for protocol in protocols {
-                let more = guest(
-                    kernel,
-                    &format!("protocol = \"{protocol}\"\ncmdline = \"expect-module=935af6f6\"\nmodules = [\"multiboot-text\"]"),
-                );
-                assert_ok(&run(&more, "bhyve-13.2@fbsd-13.2/made/x2apic-2/soft"));
-            }
-        });
-    }
+fn a_32_bit_program_boots_too() {
+    with_file(&as_elf32(Kernel::MultibootTest.file()), |kernel| {
+        for protocol in ["multiboot", "multiboot2"] {
+            let arguments = "cmdline = \"expect-module=935af6f6\"\nmodules = [\"multiboot-text\"]";
+            let more = guest(kernel, &format!("protocol = \"{protocol}\"\n{arguments}"));
+            assert_ok(&run(&more, "bhyve-13.2@fbsd-13.2/made/x2apic-2/soft"));
+        }
+    });
 }
 
 /// Says a letter, BOOT and DONE, and powers off; with operands of 32 bits where the prefix says so.
@@ -214,9 +219,9 @@ fn flat_images_are_entered_in_either_mode() {
     let (real, protected) = (flat_image(b'R', &[], OPERAND_SIZE), flat_image(b'P', OPERAND_SIZE, &[]));
     for (image, keys, letter) in [
         (&real, "protocol = \"flat16\"", b"R"),
-        (&real, "protocol = \"flat16\"\nload = 0x20008", b"R"),
+        (&real, "protocol = \"flat16\"\nload_at = 0x20008", b"R"),
         (&protected, "protocol = \"flat32\"", b"P"),
-        (&protected, "protocol = \"flat32\"\nload = 0x1000", b"P"),
+        (&protected, "protocol = \"flat32\"\nload_at = 0x1000", b"P"),
     ] {
         with_file(image, |kernel| {
             for pairing in ["bhyve-13.2@fbsd-13.2", "propolis@illumos", "qemu-bhyve@fbsd-15"] {
@@ -234,7 +239,7 @@ fn what_cannot_be_loaded_makes_its_cell_not_applicable() {
         for (keys, why) in [
             ("", "has no Multiboot header"),
             ("protocol = \"multiboot2\"", "no entry for the protocol multiboot2"),
-            ("protocol = \"flat16\"\nload = 0x1000000", "does not fit"),
+            ("protocol = \"flat16\"\nload_at = 0x1000000", "does not fit"),
             ("protocol = \"flat32\"\ncmdline = \"x\"", "takes no command line"),
         ] {
             let run = run(&guest(kernel, keys), "bhyve-13.2@fbsd-13.2/made/xapic-2/soft");

@@ -1,7 +1,9 @@
 //! Operating systems as guests: Debian's kernel on the software processor, by every boot protocol, with few and many CPUs,
-//! and the same twice; memtest86+ on all CPUs.
+//! and the same twice.
 //!
-//! Each test needs what `spinup guests fetch linux busybox memtest86+` fetches, and is ignored where that is not here. So is everything
+//! And firmware, memtest86+, and the project's own Multiboot kernel, by the matrix's own tables.
+//!
+//! Each test needs what `spinup guests fetch linux busybox seabios memtest86+` fetches, and is ignored where that is not here. So is everything
 //! in a build without optimization, in which a boot takes minutes.
 
 use guests::os::{Package, cache_directory};
@@ -10,7 +12,6 @@ use spinup::cell::Cell;
 use spinup::matrix::Matrix;
 use spinup::outcome::OutcomeKind;
 use spinup::run::{CellRun, Engines, Setup, run_cell};
-use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::ExitCode;
 use vmm::trace::Event;
@@ -25,7 +26,7 @@ struct Test {
 }
 
 const LINUX: &[Package] = &[Package::Linux];
-const MEMTEST: &[Package] = &[Package::Memtest];
+const SEABIOS: &[Package] = &[Package::Seabios];
 
 const TESTS: &[Test] = &[
     Test {
@@ -48,9 +49,11 @@ const TESTS: &[Test] = &[
     Test { name: "the_32_bit_protocol", needs: LINUX, run: || by_protocol("linux", "linux32") },
     Test { name: "vmlinux_by_pvh", needs: LINUX, run: || decompressed("pvh") },
     Test { name: "vmlinux_in_long_mode", needs: LINUX, run: || decompressed("linux64") },
-    Test { name: "memtest_tests_memory_on_2_cpus", needs: MEMTEST, run: || memtest(2) },
-    Test { name: "memtest_tests_memory_on_4_cpus", needs: MEMTEST, run: || memtest(4) },
-    Test { name: "memtest_does_not_start_without_an_ap", needs: MEMTEST, run: memtest_misses_an_ap },
+    Test { name: "seabios_comes_to_its_menu_with_1_cpu", needs: SEABIOS, run: || seabios(1) },
+    Test { name: "seabios_comes_to_its_menu_with_4_cpus", needs: SEABIOS, run: || seabios(4) },
+    Test { name: "seabios_waits_for_aps_that_were_lost", needs: SEABIOS, run: seabios_waits },
+    Test { name: "memtest_uses_all_cores", needs: &[Package::Memtest], run: memtest },
+    Test { name: "multiboot_kernels_have_their_status", needs: &[], run: multiboot },
     Test { name: "busybox_is_an_init_too", needs: &[Package::Linux, Package::Busybox], run: busybox },
 ];
 
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
             let trial = Trial::test(test.name, test.run).with_ignored_flag(ignored);
             // What stands beside the name of a test that is ignored.
             match (missing, cfg!(debug_assertions)) {
-                (true, _) => trial.with_kind("needs spinup guests fetch linux busybox memtest86+"),
+                (true, _) => trial.with_kind("needs spinup guests fetch linux busybox seabios memtest86+"),
                 (false, true) => trial.with_kind("needs --release"),
                 (false, false) => trial,
             }
@@ -74,8 +77,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// The matrix, whose paths count from the directory above this crate's, in which tests run.
 fn matrix(more: &str) -> Matrix {
-    Matrix::parse("matrix.toml", &format!("{MATRIX}\n{more}")).expect("the tables are right")
+    Matrix::parse("../matrix.toml", &format!("{MATRIX}\n{more}")).expect("the tables are right")
 }
 
 fn run(matrix: Matrix, cell: &str, seed: u64) -> Result<CellRun, Failed> {
@@ -203,49 +207,6 @@ fn payload(bzimage: &[u8]) -> Result<Vec<u8>, Failed> {
     Ok(program)
 }
 
-/// The names of the milestones that the console came to, in the order of their first lines.
-fn milestones(run: &CellRun) -> Vec<&str> {
-    let mut names: Vec<&str> = Vec::new();
-    for record in &run.trace.as_ref().expect("the cell ran").trace.records {
-        if let Event::Milestone { name, .. } = &record.event
-            && !names.contains(&name.as_str())
-        {
-            names.push(name);
-        }
-    }
-    names
-}
-
-/// The vCPUs that executed an instruction.
-fn executing(run: &CellRun) -> BTreeSet<u16> {
-    let records = &run.trace.as_ref().expect("the cell ran").trace.records;
-    let first = |event: &Event| matches!(event, Event::FirstInstruction { .. });
-    records.iter().filter(|record| first(&record.event)).filter_map(|record| record.vcpu).collect()
-}
-
-/// It draws its screen on the serial port, counts the CPUs, and uses all of them.
-fn memtest(cpus: u16) -> Result<(), Failed> {
-    let run = run(matrix(""), &format!("bhyve-13.2@fbsd-13.2/memtest86+/xapic-{cpus}/soft"), 0)?;
-    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
-    expect(!run.result.verdict.is_red(), "not as expected", &run)?;
-    let milestones = milestones(&run);
-    let expected = ["banner", "smp", "one-core", "all-cores"];
-    expect(milestones == expected, &format!("the milestones are {milestones:?}"), &run)?;
-    expect(executing(&run) == (0..cpus).collect(), "not every vCPU executed", &run)?;
-    expect(run.result.aps_started == u32::from(cpus) - 1, "the APs are not counted", &run)?;
-    let counted = format!("SMP: {cpus}T (PAR)");
-    expect(console(&run).contains(&counted), "it counted otherwise", &run)?;
-    expect(console(&run).contains("Errors: 0"), "memory is not what was written", &run)
-}
-
-/// A pairing that loses INITs.
-fn memtest_misses_an_ap() -> Result<(), Failed> {
-    let run = run(matrix(""), "bhyve-13.1@main-7c326ab5/memtest86+/xapic-2/soft", 0)?;
-    expect(run.result.outcome.kind == OutcomeKind::Hang, "not a hang", &run)?;
-    expect(executing(&run) == BTreeSet::from([0]), "another vCPU executed", &run)?;
-    expect(!milestones(&run).contains(&"all-cores"), "it went on without the AP", &run)
-}
-
 fn busybox() -> Result<(), Failed> {
     let run = run(matrix(""), "bhyve-13.2@fbsd-13.2/linux-busybox/xapic-2/soft", 0)?;
     all_up(&run)?;
@@ -253,6 +214,61 @@ fn busybox() -> Result<(), Failed> {
     expect(console.contains("busybox: 2 CPUs online"), "busybox did not count", &run)?;
     for cpu in 0..2 {
         expect(console.contains(&format!("busybox: cpu {cpu} counted to 500")), "a CPU did not count", &run)?;
+    }
+    Ok(())
+}
+
+/// The milestones that a cell came to, each once.
+fn milestones(run: &CellRun) -> Vec<String> {
+    let trace = &run.trace.as_ref().expect("the cell ran").trace;
+    let mut names: Vec<String> = Vec::new();
+    for record in &trace.records {
+        if let Event::Milestone { name, .. } = &record.event
+            && !names.contains(name)
+        {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn seabios(cpus: u16) -> Result<(), Failed> {
+    for frontend_and_kernel in ["bhyve-13.2@fbsd-13.2", "bhyve-13.1@fbsd-13.1"] {
+        let run = run(matrix(""), &format!("{frontend_and_kernel}/seabios/xapic-{cpus}/soft"), 0)?;
+        expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+        expect(run.result.aps_started == u32::from(cpus) - 1, "not every AP ran", &run)?;
+        let log = String::from_utf8_lossy(&run.debug).into_owned();
+        let counted = format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)");
+        expect(log.contains(&counted), &format!("{counted:?} is not in\n{log}"), &run)?;
+        expect(milestones(&run) == ["firmware", "smp", "menu-key", "menu"], "other milestones", &run)?;
+        expect(console(&run).contains("Select boot device"), "the menu is not on the serial console", &run)?;
+    }
+    Ok(())
+}
+
+/// A pairing that loses INITs: SeaBIOS waits for as many CPUs as it is told of, for ever.
+fn seabios_waits() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.1@main-7c326ab5/seabios/xapic-2/soft", 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Hang, "not a hang", &run)?;
+    expect(milestones(&run) == ["firmware"], "it went on", &run)
+}
+
+fn memtest() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.2@fbsd-13.2/memtest/xapic-4/soft", 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+    expect(run.result.aps_started == 3, "not every AP ran", &run)?;
+    expect(console(&run).contains("CPU: 4S / 4C / 4T"), "it did not count 4 CPUs", &run)
+}
+
+fn multiboot() -> Result<(), Failed> {
+    for guest in ["multiboot", "multiboot2", "multiboot-aout"] {
+        let run = run(matrix(""), &format!("bhyve-13.2@fbsd-13.2/{guest}/x2apic-4/soft"), 0)?;
+        expect(run.result.outcome.kind == OutcomeKind::Exit(0x21), "not the status of a test that passed", &run)?;
+        expect(run.result.aps_started == 3, "not every AP reported", &run)?;
+        let console = console(&run);
+        for line in ["arguments: one two=2", "module (the licence): 1079 bytes, checksum 1ccf9eb2"] {
+            expect(console.contains(line), &format!("{line:?} was not said"), &run)?;
+        }
     }
     Ok(())
 }

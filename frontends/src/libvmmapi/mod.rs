@@ -194,6 +194,24 @@ impl GuestMemory {
         self.mapping.write(gpa, bytes)
     }
 
+    /// `paddr_guest2host` for a range that may be anywhere in RAM: copies bytes into it; `false` when it does not fit.
+    #[must_use]
+    pub(crate) fn write_anywhere(&self, gpa: u64, bytes: &[u8]) -> bool {
+        match (gpa.checked_sub(FOUR_GIB), &self.high_mapping) {
+            (Some(at), Some(high)) => high.write(at, bytes),
+            _ => self.write(gpa, bytes),
+        }
+    }
+
+    /// The same, out of RAM.
+    #[must_use]
+    pub(crate) fn read_anywhere(&self, gpa: u64, bytes: &mut [u8]) -> bool {
+        match (gpa.checked_sub(FOUR_GIB), &self.high_mapping) {
+            (Some(at), Some(high)) => high.read(at, bytes),
+            _ => self.mapping.read(gpa, bytes),
+        }
+    }
+
     /// `vm_snapshot_mem`: all of it; `None` when it cannot be read.
     pub(crate) fn save(&self) -> Option<MemoryImage> {
         let copy = |mapping: &dyn SharedMemory, len: u64| {
@@ -478,6 +496,18 @@ impl Vm {
     /// `vm_isa_pulse_irq`, the same number at both controllers.
     pub(crate) fn isa_pulse_irq(&self, irq: i32) -> Result<(), Errno> {
         self.ioctl(abi::VM_ISA_PULSE_IRQ, abi::VmIsaIrq { atpic_irq: irq, ioapic_irq: irq }).map(drop)
+    }
+
+    /// `vm_isa_assert_irq` or `vm_isa_deassert_irq`, the same number at both controllers.
+    pub(crate) fn isa_set_irq(&self, irq: i32, high: bool) -> Result<(), Errno> {
+        let request = if high { abi::VM_ISA_ASSERT_IRQ } else { abi::VM_ISA_DEASSERT_IRQ };
+        self.ioctl(request, abi::VmIsaIrq { atpic_irq: irq, ioapic_irq: irq }).map(drop)
+    }
+
+    /// `vm_ioapic_assert_irq` or `vm_ioapic_deassert_irq`.
+    pub(crate) fn ioapic_set_irq(&self, irq: i32, high: bool) -> Result<(), Errno> {
+        let request = if high { abi::VM_IOAPIC_ASSERT_IRQ } else { abi::VM_IOAPIC_DEASSERT_IRQ };
+        self.ioctl(request, abi::VmIoapicIrq { irq }).map(drop)
     }
 
     /// `vm_isa_set_irq_trigger` with `LEVEL_TRIGGER`.

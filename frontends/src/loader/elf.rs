@@ -89,7 +89,7 @@ impl Elf {
             Protocol::Linux64 => self.wide.then_some(self.entry),
             Protocol::Linux32 => (!self.wide).then_some(self.entry),
             Protocol::Pvh => self.pvh_entry,
-            Protocol::Multiboot1 | Protocol::Multiboot2 | Protocol::Flat16 | Protocol::Flat32 => None,
+            Protocol::Multiboot | Protocol::Multiboot2 | Protocol::Flat16 | Protocol::Flat32 => None,
         }
     }
 

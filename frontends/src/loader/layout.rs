@@ -129,9 +129,9 @@ impl Layout {
     }
 
     fn fits(&self, start: u64, len: u64, within: &Range<u64>) -> bool {
-        start.checked_add(len).is_some_and(|end| {
-            within.start <= start && end <= within.end && self.is_free(&(start..end))
-        })
+        start
+            .checked_add(len)
+            .is_some_and(|end| within.start <= start && end <= within.end && self.is_free(&(start..end)))
     }
 
     /// Bytes at an address.
@@ -155,13 +155,18 @@ impl Layout {
         Ok(())
     }
 
-    /// The initial RAM disk, as high as it may be. Returns where it is.
-    pub(super) fn top(&mut self, file: &Arc<[u8]>, last: u64) -> Result<Range<u64>, LoadError> {
-        const WHAT: &str = "The initial RAM disk";
+    /// The initial RAM disk or a module, as high as it may be and there is room. Returns where it is.
+    pub(super) fn top(&mut self, what: &'static str, file: &Arc<[u8]>, last: u64) -> Result<Range<u64>, LoadError> {
         let len = file.len() as u64;
-        let end = self.ram.low.min(last.saturating_add(1));
-        let at = end.checked_sub(len).ok_or_else(|| self.no_room(WHAT))? / PAGE * PAGE;
-        self.file(WHAT, at, file, 0..file.len(), len)?;
+        let mut end = self.ram.low.min(last.saturating_add(1));
+        let at = loop {
+            let at = end.checked_sub(len).ok_or_else(|| self.no_room(what))? / PAGE * PAGE;
+            match self.taken.iter().find(|other| at < other.end && other.start < at + len) {
+                Some(other) => end = other.start,
+                None => break at,
+            }
+        };
+        self.file(what, at, file, 0..file.len(), len)?;
         Ok(at..at + len)
     }
 }

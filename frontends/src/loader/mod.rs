@@ -30,44 +30,47 @@ use std::fmt;
 use std::sync::Arc;
 
 /// A kernel with what belongs to it.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct OsImage {
     /// The kernel's file: a bzImage, an ELF program for x86, whatever has a Multiboot header, or a flat image.
     pub kernel: Arc<[u8]>,
-    /// The initial RAM disk, if it wants one.
+    /// The initial RAM disk, if it wants one; by Multiboot it is the first module.
     pub initrd: Option<Arc<[u8]>>,
-    /// What Multiboot gives it beside itself, in this order.
+    /// Modules, for Multiboot.
     pub modules: Vec<Module>,
     /// The kernel's command line, up to 4095 bytes without a zero, or fewer if it says so.
     pub cmdline: String,
     /// The protocol by which to enter it; `None` takes the first of [`Protocol::ALL`] that it has. A flat image has to be
     /// called one.
     pub protocol: Option<Protocol>,
-    /// Where a flat image is loaded; `None` for 7C00H in real mode, 1 MiB in protected mode.
-    pub load: Option<u64>,
+    /// Where a flat image goes, a guest physical address; `None`: 7C00H for real mode, 1 MiB for protected mode.
+    pub load_at: Option<u64>,
 }
 
 /// A file that a Multiboot kernel gets.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Module {
     /// Its contents.
     pub file: Arc<[u8]>,
-    /// The string that goes with it, without a zero.
-    pub string: String,
+    /// Its command line, without a zero.
+    pub cmdline: String,
 }
 
 impl fmt::Debug for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes, {:?}", self.file.len(), self.string)
+        write!(f, "{} bytes, {:?}", self.file.len(), self.cmdline)
     }
 }
 
 impl fmt::Debug for OsImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let initrd = self.initrd.as_ref().map(|initrd| initrd.len());
-        let OsImage { kernel, modules, cmdline, protocol, load, .. } = self;
+        let OsImage { kernel, modules, cmdline, protocol, load_at, .. } = self;
         let len = kernel.len();
-        write!(f, "OsImage({len} bytes, initrd {initrd:?}, {modules:?}, {cmdline:?}, {protocol:?}, load {load:x?})")
+        write!(
+            f,
+            "OsImage({len} bytes, initrd {initrd:?}, {modules:?}, {cmdline:?}, {protocol:?}, load at {load_at:x?})"
+        )
     }
 }
 
@@ -77,7 +80,7 @@ pub enum Protocol {
     /// Multiboot 2: 32-bit protected mode, EAX 36D76289H, EBX points to its information.
     Multiboot2,
     /// Multiboot 1: the same, EAX 2BADB002H.
-    Multiboot1,
+    Multiboot,
     /// The 64-bit boot protocol of Linux: long mode, RSI points to the zero page.
     Linux64,
     /// PVH: 32-bit protected mode, EBX points to `hvm_start_info` (Xen's x86/HVM direct boot ABI).
@@ -94,7 +97,7 @@ impl Protocol {
     /// Every protocol, the preferred one first: a Multiboot header says more about a program than its plain entry.
     pub const ALL: [Protocol; 7] = [
         Protocol::Multiboot2,
-        Protocol::Multiboot1,
+        Protocol::Multiboot,
         Protocol::Linux64,
         Protocol::Pvh,
         Protocol::Linux32,
@@ -107,7 +110,7 @@ impl Protocol {
     pub fn name(self) -> &'static str {
         match self {
             Protocol::Multiboot2 => "multiboot2",
-            Protocol::Multiboot1 => "multiboot1",
+            Protocol::Multiboot => "multiboot",
             Protocol::Linux64 => "linux64",
             Protocol::Pvh => "pvh",
             Protocol::Linux32 => "linux32",
@@ -204,14 +207,12 @@ pub(crate) struct Entry {
     pub(crate) rbx: u64,
     /// RSI: Linux's zero page.
     pub(crate) rsi: u64,
-    /// RSP.
-    pub(crate) rsp: u64,
 }
 
 /// The mode of the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Real mode.
+    /// Real mode; CS is the segment of 64 KiB that RIP is in.
     Real,
     /// 32-bit protected mode without paging.
     Protected,
@@ -222,7 +223,7 @@ pub(crate) enum Mode {
 impl Entry {
     /// An entry there with all registers 0.
     fn at(mode: Mode, rip: u64) -> Entry {
-        Entry { mode, gdt: false, rip, rax: 0, rbx: 0, rsi: 0, rsp: 0 }
+        Entry { mode, gdt: false, rip, rax: 0, rbx: 0, rsi: 0 }
     }
 }
 
@@ -252,7 +253,7 @@ impl OsImage {
     /// Where everything goes. `rsdp` is what the guest will find of ACPI.
     fn place(&self, ram: Ram, rsdp: Option<&[u8]>) -> Result<Placed, LoadError> {
         match self.protocol {
-            Some(Protocol::Multiboot1) => multiboot::place(self, Version::One, ram, rsdp),
+            Some(Protocol::Multiboot) => multiboot::place(self, Version::One, ram, rsdp),
             Some(Protocol::Multiboot2) => multiboot::place(self, Version::Two, ram, rsdp),
             Some(protocol @ (Protocol::Flat16 | Protocol::Flat32)) => flat::place(self, protocol, ram),
             Some(Protocol::Linux64 | Protocol::Linux32 | Protocol::Pvh) => self.place_kernel(ram),
@@ -269,7 +270,7 @@ impl OsImage {
         let left_over = [
             (self.initrd.is_some() && !taken.contains(&Part::Initrd), "initial RAM disk"),
             (!self.modules.is_empty() && !taken.contains(&Part::Modules), "modules"),
-            (self.load.is_some() && !taken.contains(&Part::LoadAddress), "load address"),
+            (self.load_at.is_some() && !taken.contains(&Part::LoadAddress), "load address"),
             (is_flat && !self.cmdline.is_empty(), "command line"),
         ];
         match left_over.into_iter().find(|(is_there, _)| *is_there) {
@@ -309,7 +310,7 @@ impl OsImage {
         };
         let rip = format.entry(protocol).expect("it was asked for above") + load;
         let initrd = self.initrd.as_ref().filter(|initrd| !initrd.is_empty());
-        let initrd = initrd.map(|initrd| layout.top(initrd, initrd_max)).transpose()?;
+        let initrd = initrd.map(|initrd| layout.top("The initial RAM disk", initrd, initrd_max)).transpose()?;
         layout.fixed("The command line", layout::CMDLINE, [self.cmdline.as_bytes(), &[0]].concat())?;
         layout.fixed("The GDT", layout::GDT, layout::gdt(protocol == Protocol::Linux64))?;
         let mut entry = Entry { gdt: true, ..Entry::at(Mode::Protected, rip) };

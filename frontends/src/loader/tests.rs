@@ -87,7 +87,7 @@ pub(super) fn image(kernel: Vec<u8>) -> OsImage {
         modules: Vec::new(),
         cmdline: "console=ttyS0".into(),
         protocol: None,
-        load: None,
+        load_at: None,
     }
 }
 
@@ -272,11 +272,11 @@ fn a_flat_image_is_where_the_table_says() {
     let flat = |protocol, load| OsImage {
         cmdline: String::new(),
         protocol: Some(protocol),
-        load,
+        load_at: load,
         ..image(b"code".to_vec())
     };
     let entry = |image: &OsImage| place(image).map(|placed| placed.entry);
-    let sector = Entry { rsp: 0x7c00, ..Entry::at(Mode::Real, 0x7c00) };
+    let sector = Entry::at(Mode::Real, 0x7c00);
     assert_eq!(entry(&flat(Protocol::Flat16, None)), Ok(sector));
     let high = Entry { rip: 0x2_0010, ..sector };
     assert_eq!(entry(&flat(Protocol::Flat16, Some(0x2_0010))), Ok(high));
@@ -291,7 +291,7 @@ fn a_flat_image_is_where_the_table_says() {
     assert_eq!(entry(&flat(Protocol::Flat32, Some(64 << 20))), Err(LoadError::NoRoom("The image", 64)));
     let told = OsImage { cmdline: "x".into(), ..flat(Protocol::Flat32, None) };
     assert_eq!(entry(&told), Err(LoadError::NotTaken("flat32", "command line")));
-    let elsewhere = OsImage { load: Some(0), ..image(bzimage(b"kernel")) };
+    let elsewhere = OsImage { load_at: Some(0), ..image(bzimage(b"kernel")) };
     assert_eq!(entry(&elsewhere), Err(LoadError::NotTaken("linux64", "load address")));
     let empty = OsImage { kernel: Arc::from([]), ..flat(Protocol::Flat16, None) };
     assert!(matches!(entry(&empty), Err(LoadError::Damaged(_))));
@@ -300,8 +300,8 @@ fn a_flat_image_is_where_the_table_says() {
 #[test]
 fn the_loader_enters_in_real_mode() {
     let flat = OsImage { cmdline: String::new(), protocol: Some(Protocol::Flat16), ..image(b"code".to_vec()) };
-    for (load, cs, ip, sp) in [(None, 0, 0x7c00, 0x7c00), (Some(0x2_0018), 0x2001, 8, 0x7c00)] {
-        let (kernel, result) = loaded(OsImage { load, ..flat.clone() }, Rules::default());
+    for (load_at, cs, ip, sp) in [(None, 0, 0x7c00, 0), (Some(0x2_0018), 0x2000, 0x18, 0)] {
+        let (kernel, result) = loaded(OsImage { load_at, ..flat.clone() }, Rules::default());
         assert_eq!(result, Ok(()));
         let registers = [Reg::Cs, Reg::Rip, Reg::Rsp, Reg::Cr0, Reg::Ds].map(|reg| kernel.register(0, reg));
         assert_eq!(registers, [cs, ip, sp, 0x20, 0].map(Some));

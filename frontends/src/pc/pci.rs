@@ -2,6 +2,7 @@
 //! line (`-s 0,hostbridge -s 31,lpc`), and one more in slot 5 if asked for, whose memory BAR the guest can move.
 
 use super::Effect;
+use crate::Chipset;
 
 /// CONFIG_ADDRESS, 32 bits.
 pub(super) const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -33,11 +34,18 @@ mod reg {
     pub(super) const BAR0: usize = 0x10;
     pub(super) const CAP_PTR: usize = 0x34;
     pub(super) const STATUS: usize = 0x06;
+    pub(super) const HEADER_TYPE: usize = 0x0e;
+    pub(super) const SUBSYSTEM: usize = 0x2c;
     pub(super) const INT_LINE: usize = 0x3c;
+    pub(super) const INT_PIN: usize = 0x3d;
 }
 
 /// Memory decoding in the command register.
 const COMMAND_MEMORY: u8 = 0x02;
+
+/// PIIX4: where the power management's ports are, and whether they are there.
+const PMBASE: usize = 0x40;
+const PMREGMISC: usize = 0x80;
 
 /// What a function's configuration space holds, and which bits the guest can change.
 struct Function {
@@ -104,6 +112,55 @@ impl Function {
         function
     }
 
+    /// The functions of [`Chipset::I440fx`], each a device of QEMU's by its subsystem's numbers.
+    fn of_qemu(device: u16, subclass: u8) -> Function {
+        const INTEL: u16 = 0x8086;
+        const QEMU_SUBSYSTEM: u32 = 0x1100_1af4;
+        let mut function = Function::new(INTEL, device, subclass);
+        function.value[reg::SUBSYSTEM..][..4].copy_from_slice(&QEMU_SUBSYSTEM.to_le_bytes());
+        function
+    }
+
+    /// The 82441FX (QEMU, hw/pci-host/i440fx.c). Its PAM registers are kept, and change nothing: the memory from C0000H on is RAM to
+    /// read and to write, whatever they say.
+    fn i440fx() -> Function {
+        const SUBCLASS_HOST: u8 = 0x00;
+        const PAM: std::ops::RangeInclusive<usize> = 0x59..=0x5f;
+        const SMRAM: usize = 0x72;
+        let mut function = Function::of_qemu(0x1237, SUBCLASS_HOST);
+        PAM.for_each(|pam| function.writable[pam] = 0x33);
+        function.value[SMRAM] = 0x02;
+        function
+    }
+
+    /// The 82371SB's ISA bridge (QEMU, hw/isa/piix.c).
+    fn piix3() -> Function {
+        const MULTIFUNCTION: u8 = 0x80;
+        let mut function = Function::lpc_bridge();
+        function.value[reg::SUBSYSTEM..][..4].copy_from_slice(&0x1100_1af4_u32.to_le_bytes());
+        function.value[reg::HEADER_TYPE] = MULTIFUNCTION;
+        function
+    }
+
+    /// The 82371AB's power management (QEMU, hw/acpi/piix4.c), as of a machine without SMM: SMIs are on, so that firmware leaves them
+    /// alone.
+    fn piix4_pm() -> Function {
+        const SUBCLASS_OTHER: u8 = 0x80;
+        const DEVACTB_APMC_EN: (usize, u8) = (0x5b, 0x02);
+        const SMBHSTBASE: usize = 0x90;
+        const SMBHSTCFG: usize = 0xd2;
+        let mut function = Function::of_qemu(0x7113, SUBCLASS_OTHER);
+        function.value[reg::INT_PIN] = 1;
+        function.value[PMBASE] = 1;
+        function.writable[PMBASE..][..2].copy_from_slice(&[0xc0, 0xff]);
+        function.writable[PMREGMISC] = 1;
+        function.value[DEVACTB_APMC_EN.0] = DEVACTB_APMC_EN.1;
+        function.value[SMBHSTBASE] = 1;
+        function.writable[SMBHSTBASE..][..2].copy_from_slice(&[0xc0, 0xff]);
+        function.writable[SMBHSTCFG] = 0x0f;
+        function
+    }
+
     /// Where memory decodes in BAR 0.
     fn decoded_bar(&self) -> Option<u64> {
         let decodes = self.value[reg::COMMAND] & COMMAND_MEMORY != 0;
@@ -139,28 +196,40 @@ pub(super) struct Pci {
     address: u32,
     host_bridge: Function,
     lpc_bridge: Function,
+    /// Device and function of the latter.
+    lpc_devfn: u8,
+    /// [`Chipset::I440fx`]'s power management.
+    piix4_pm: Option<Function>,
     /// Slot 5.
     movable_bar: Option<Function>,
 }
 
 impl Pci {
     /// The bus after power-up, with the device of slot 5 or without.
-    pub(super) fn new(movable_bar: bool) -> Pci {
-        Pci {
-            address: 0,
-            host_bridge: Function::host_bridge(),
-            lpc_bridge: Function::lpc_bridge(),
-            movable_bar: movable_bar.then(Function::movable_bar),
-        }
+    pub(super) fn new(movable_bar: bool, chipset: Chipset) -> Pci {
+        let movable_bar = movable_bar.then(Function::movable_bar);
+        let (host_bridge, lpc_bridge, lpc_devfn, piix4_pm) = match chipset {
+            Chipset::Bhyve => (Function::host_bridge(), Function::lpc_bridge(), 0xf8, None),
+            Chipset::I440fx => (Function::i440fx(), Function::piix3(), 0x08, Some(Function::piix4_pm())),
+        };
+        Pci { address: 0, host_bridge, lpc_bridge, lpc_devfn, piix4_pm, movable_bar }
     }
 
     fn function(&mut self, address: Address) -> Option<&mut Function> {
+        const PIIX4_PM_DEVFN: u8 = 0x0b;
         match (address.bus, address.devfn) {
             (0, 0) => Some(&mut self.host_bridge),
             (0, BAR_DEVFN) => self.movable_bar.as_mut(),
-            (0, 0xf8) => Some(&mut self.lpc_bridge),
+            (0, PIIX4_PM_DEVFN) => self.piix4_pm.as_mut(),
+            (0, devfn) if devfn == self.lpc_devfn => Some(&mut self.lpc_bridge),
             _ => None,
         }
+    }
+
+    /// The first port of PIIX4's power management, where the guest has put it and turned it on.
+    pub(super) fn power_management_base(&self) -> Option<u16> {
+        let pm = self.piix4_pm.as_ref().filter(|pm| pm.value[PMREGMISC] & 1 != 0)?;
+        Some(pm.read(PMBASE, 2) as u16 & !1)
     }
 
     /// `pci_cfgrw` of a read. Nobody there, or unaligned: all ones.
@@ -260,16 +329,19 @@ mod tests {
             }
             found
         };
-        let mut pci = Pci::new(false);
+        let mut pci = Pci::new(false, Chipset::Bhyve);
         assert_eq!(found(&mut pci), [(0, 0x1275_1275), (0xf8, 0x7000_8086)]);
-        assert_eq!(found(&mut Pci::new(true)), [(0, 0x1275_1275), (0x28, 0x40fb_fb5d), (0xf8, 0x7000_8086)]);
+        assert_eq!(
+            found(&mut Pci::new(true, Chipset::Bhyve)),
+            [(0, 0x1275_1275), (0x28, 0x40fb_fb5d), (0xf8, 0x7000_8086)]
+        );
         pci.write_address(4, 0);
         assert_eq!(pci.read_data(CONFIG_DATA, 4), u32::MAX, "not enabled");
     }
 
     #[test]
     fn registers_keep_their_read_only_bits() {
-        let mut pci = Pci::new(false);
+        let mut pci = Pci::new(false, Chipset::Bhyve);
         pci.write_address(4, ENABLE | 0xf8 << 8 | 0x60);
         pci.write_data(CONFIG_DATA + 1, 1, 0xff);
         assert_eq!(pci.read_data(CONFIG_DATA + 1, 1), 0x8f);
@@ -282,7 +354,7 @@ mod tests {
 
     #[test]
     fn the_bar_of_slot_5_moves_while_memory_decodes() {
-        let mut pci = Pci::new(true);
+        let mut pci = Pci::new(true, Chipset::Bhyve);
         let mut write = |register: u32, data| {
             pci.write_address(4, ENABLE | 5 << 11 | register);
             pci.write_data(CONFIG_DATA, 4, data)
@@ -301,7 +373,7 @@ mod tests {
 
     #[test]
     fn the_window_shows_the_same_functions() {
-        let mut pci = Pci::new(false);
+        let mut pci = Pci::new(false, Chipset::Bhyve);
         assert_eq!(pci.read_window(0, 4), 0x1275_1275);
         assert_eq!(pci.read_window(31 << 15, 4), 0x7000_8086);
         assert_eq!(pci.read_window(31 << 15, 8) >> 32, 4, "command");

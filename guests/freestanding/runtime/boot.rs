@@ -152,12 +152,11 @@ trampoline_end:
     options(att_syntax),
 );
 
-// From 32-bit protected mode to long mode, then on at EBX. A kernel that a loader loads comes here too, with `gdtr` loaded. No stack is needed, none is used. EBP stays.
+// From 32-bit protected mode to long mode, then on at EBX. No stack is needed, none is used. EBP stays.
 global_asm!(
     r#"
     .section .mode_switch, "aw", @progbits
     .code32
-    .globl enter_long_mode, bsp_entry, gdtr
 enter_long_mode:
     movw $0x10, %ax             // in both GDTs; real mode's DS ends at 64 KiB
     movw %ax, %ds

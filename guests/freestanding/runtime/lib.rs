@@ -14,6 +14,7 @@ pub mod interrupts;
 pub mod logical;
 pub mod memory;
 mod mp_table;
+pub mod multiboot;
 mod pm_timer;
 pub mod port;
 mod power;

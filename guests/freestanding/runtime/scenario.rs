@@ -4,7 +4,6 @@
 
 use crate::cpu::enable_interrupts;
 use crate::pm_timer;
-use crate::port;
 use crate::power;
 use crate::report::{APS_ASKED, DONE, report};
 use crate::startup::{Ap, INIT, LEVEL_ASSERT, STARTUP, TRIGGER_LEVEL, expect_at, require_all, wait_for_all};
@@ -50,13 +49,10 @@ pub fn done(aps: usize) -> ! {
     power::off()
 }
 
-/// Ends the guest likewise, by writing a status to the debug-exit device if there is one (QEMU's isa-debug-exit, at the port
-/// where kvm-unit-tests has it).
-pub fn done_with(aps: usize, status: u32) -> ! {
-    const DEBUG_EXIT: u16 = 0xf4;
+/// [`done`] through the debug-exit device.
+pub fn debug_exit(aps: usize, value: u32) -> ! {
     report(DONE, aps as u32);
-    port::write_u32(DEBUG_EXIT, status);
-    power::off()
+    power::debug_exit(value)
 }
 
 impl Ap {

@@ -18,6 +18,10 @@ pub enum Package {
     Busybox,
     /// Debian's `memtest86+`: a bzImage of its own, which starts every CPU.
     Memtest,
+    /// Debian's `seabios`: a BIOS for QEMU's PC, 256 KiB.
+    Seabios,
+    /// Debian's `ovmf`: UEFI for QEMU's PC, with its variables in one file of 2 MiB.
+    Ovmf,
 }
 
 /// A package in the cache.
@@ -104,7 +108,7 @@ pub fn cache_directory() -> PathBuf {
 
 impl Package {
     /// Everything.
-    pub const ALL: [Package; 3] = [Package::Linux, Package::Busybox, Package::Memtest];
+    pub const ALL: [Package; 5] = [Package::Linux, Package::Busybox, Package::Memtest, Package::Seabios, Package::Ovmf];
 
     /// The name on the command line and in a matrix.
     #[must_use]
@@ -113,6 +117,8 @@ impl Package {
             Package::Linux => "linux",
             Package::Busybox => "busybox",
             Package::Memtest => "memtest86+",
+            Package::Seabios => "seabios",
+            Package::Ovmf => "ovmf",
         }
     }
 
@@ -129,6 +135,8 @@ impl Package {
             Package::Linux => "Debian's kernel for virtual machines (linux-image-cloud-amd64)",
             Package::Busybox => "Debian's static busybox (busybox-static)",
             Package::Memtest => "Debian's memtest86+ for x86-64 (memtest86+)",
+            Package::Seabios => "Debian's BIOS for QEMU's PC (seabios)",
+            Package::Ovmf => "Debian's UEFI for QEMU's PC (ovmf)",
         }
     }
 
@@ -138,6 +146,8 @@ impl Package {
             Package::Linux => "boot/vmlinuz-",
             Package::Busybox => "bin/busybox",
             Package::Memtest => "boot/memtest86+x64.bin",
+            Package::Seabios => "usr/share/seabios/bios-256k.bin",
+            Package::Ovmf => "usr/share/ovmf/OVMF.fd",
         }
     }
 
@@ -146,7 +156,7 @@ impl Package {
         match self {
             Package::Linux => apt.dependency("linux-image-cloud-amd64", "linux-image-"),
             Package::Busybox => Ok("busybox-static".to_owned()),
-            Package::Memtest => Ok("memtest86+".to_owned()),
+            Package::Memtest | Package::Seabios | Package::Ovmf => Ok(self.name().to_owned()),
         }
     }
 

@@ -22,7 +22,7 @@ enum GuestsCommand {
 
 #[derive(Debug, Args)]
 struct FetchArgs {
-    /// Which: linux, busybox, memtest86+
+    /// Which: linux, busybox, memtest86+, seabios, ovmf
     #[arg(required = true, value_name = "PACKAGE", value_parser = package)]
     packages: Vec<Package>,
 }

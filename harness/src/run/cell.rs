@@ -3,10 +3,10 @@
 use super::Setup;
 use crate::cell::{Cell, EngineKind};
 use crate::matrix::verdict::Verdict;
-use crate::matrix::{Expectation, OsGuest};
+use crate::matrix::{Expectation, OsGuest, Prepared};
 use crate::outcome::{Observed, Outcome, OutcomeKind, observe};
 use crate::trace::{CELL_LANE, StoredTrace, describe, lane};
-use frontends::{Boot, Console, Frontend, Launch};
+use frontends::{Boot, Console, Frontend, Keyboard, Launch, Stream};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -85,6 +85,8 @@ pub struct CellRun {
     pub trace: Option<StoredTrace>,
     /// What the guest sent to its serial port.
     pub serial: Vec<u8>,
+    /// What it sent to its debug console.
+    pub debug: Vec<u8>,
 }
 
 /// Everything that a cell needs in order to run, whatever is expected of it.
@@ -150,7 +152,7 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         Ok(execution) => execution,
         Err(why) => {
             let result = CellResult::without_run(setup, cell, Verdict::NotApplicable, why);
-            return CellRun { result, trace: None, serial: Vec::new() };
+            return CellRun { result, trace: None, serial: Vec::new(), debug: Vec::new() };
         }
     };
     let expectation = setup.matrix.expectation(cell);
@@ -172,7 +174,7 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         divergence: None,
         log: whereabouts,
     };
-    CellRun { result, trace: Some(trace), serial: console.serial() }
+    CellRun { result, trace: Some(trace), serial: console.serial(), debug: console.output(Stream::Debug) }
 }
 
 /// Runs a cell; `began` gets its host before it does anything, to watch it with.
@@ -199,7 +201,8 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, St
         host.run(MAIN_TASK, move || frontend.main(&inside, &booted, &launch, &console))
     };
     let Finished { end, now_ns, mut trace } = finished;
-    let seen = Observed::from_trace(&trace).with_goal(os_guest.and_then(|guest| guest.goal.as_deref()));
+    let seen = Observed::from_trace(&trace);
+    let seen = if os_guest.is_some_and(|guest| guest.stop_at.is_some()) { seen.by_vcpus() } else { seen };
     let outcome = observe(cell.cpus, &end, &seen);
     let whereabouts = matches!(end, End::HarnessError(_)).then(|| whereabouts(&booted, &trace));
     let last = trace.records.last();
@@ -252,25 +255,35 @@ fn whereabouts(booted: &Kernel, trace: &Trace) -> String {
 /// The cell's command line: what its guest boots from.
 fn launch(cell: &Cell, os_guest: Option<&OsGuest>) -> Result<Launch, String> {
     if let Some(os_guest) = os_guest {
-        let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Loader(os_guest.image()?));
-        return Ok(Launch { memory_bytes: os_guest.memory_bytes, ..launch });
+        let Prepared { boot, extras } = os_guest.prepare()?;
+        let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, boot);
+        return Ok(Launch { memory_bytes: os_guest.memory_bytes, extras, ..launch });
     }
     let rom = guests::rom_named(&cell.guest).expect("the catalog knows the cell's guest");
     Ok(Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Rom(rom.into())))
 }
 
-/// The cell's console. Lines that are milestones of an operating system are events.
+/// The cell's console. Lines that are milestones of an operating system are events; some are answered, and at one the cell is over.
 fn console(host: &Host, os_guest: Option<&OsGuest>) -> Console {
-    let Some(os_guest) = os_guest.filter(|guest| !guest.milestones.is_empty()) else {
+    let Some(os_guest) = os_guest.filter(|guest| guest.is_watched()) else {
         return Console::new();
     };
-    let (host, milestones) = (host.clone(), os_guest.milestones.clone());
-    Console::watched(move |line| {
+    let (host, milestones, stop_at) = (host.clone(), os_guest.milestones.clone(), os_guest.stop_at.clone());
+    let (answers, keyboard) = (os_guest.answers.clone(), Keyboard::default());
+    let typist = keyboard.clone();
+    let console = Console::watched(move |line| {
+        for answer in answers.iter().filter(|answer| answer.pattern.selects(line)) {
+            typist.type_in(answer.text.as_bytes());
+        }
         if let Some(milestone) = milestones.iter().find(|milestone| milestone.pattern.selects(line)) {
             let line = without_time(line).to_owned();
             host.emit(None, Event::Milestone { name: milestone.name.clone(), line });
+            if stop_at.as_ref() == Some(&milestone.name) {
+                host.end(End::Stopped);
+            }
         }
-    })
+    });
+    console.with_keyboard(keyboard)
 }
 
 /// A line of Linux's log without the time in front, `[    0.256124] `, which the trace has by itself.

@@ -36,7 +36,7 @@ pub fn work() -> io::Result<()> {
     }
     for guest in begin.os_guests.iter().filter_map(|guest| kernels.os_guest(guest)) {
         // Read now; likewise.
-        let _ = guest.image();
+        let _ = guest.prepare();
     }
     let watch = Watch::start();
     if let Err(why) = sandbox::confine(&begin.engines) {

@@ -46,7 +46,7 @@ impl Version {
 
     fn protocol(self) -> Protocol {
         match self {
-            Version::One => Protocol::Multiboot1,
+            Version::One => Protocol::Multiboot,
             Version::Two => Protocol::Multiboot2,
         }
     }
@@ -129,7 +129,8 @@ impl Told<'_> {
     /// KiB of conventional memory, and from 1 MiB to the first hole.
     fn lower_and_upper_kib(&self) -> [u32; 2] {
         let map = self.ram.map();
-        let kib_from = |start| map.iter().find(|(range, _)| range.start == start).map_or(0, |(range, _)| range.end - start);
+        let kib_from =
+            |start| map.iter().find(|(range, _)| range.start == start).map_or(0, |(range, _)| range.end - start);
         [kib_from(0), kib_from(ONE_MIB)].map(|bytes| (bytes / 1024) as u32)
     }
 
@@ -145,7 +146,7 @@ impl Told<'_> {
 /// Where everything goes. `rsdp` is what the guest will find of ACPI.
 pub(super) fn place(image: &OsImage, version: Version, ram: Ram, rsdp: Option<&[u8]>) -> Result<Placed, LoadError> {
     let protocol = version.protocol();
-    image.takes(protocol, &[Part::Modules])?;
+    image.takes(protocol, &[Part::Initrd, Part::Modules])?;
     let header = version.header(&image.kernel)?.ok_or(LoadError::NoSuchEntry(protocol.name()))?;
     let program = Program::of(&image.kernel, &header)?;
     let mut layout = Layout::new(ram);
@@ -153,10 +154,11 @@ pub(super) fn place(image: &OsImage, version: Version, ram: Ram, rsdp: Option<&[
     let kernel_end = layout.end().max(ONE_MIB);
 
     let mut modules = Vec::new();
-    for module in &image.modules {
-        let (file, len) = (&module.file, module.file.len());
+    let initrd = image.initrd.iter().map(|initrd| (initrd, ""));
+    for (file, string) in initrd.chain(image.modules.iter().map(|module| (&module.file, module.cmdline.as_str()))) {
+        let len = file.len();
         let at = behind(&mut layout, kernel_end, "A module", file, 0..len, PAGE)?;
-        modules.push(PlacedModule { range: at..at + len as u64, string: checked_string(&module.string, CMDLINE_MAX)? });
+        modules.push(PlacedModule { range: at..at + len as u64, string: checked_string(string, CMDLINE_MAX)? });
     }
     let sections = program.sections(&image.kernel)?;
     let sections = sections.map(|sections| sections.place(&image.kernel, kernel_end, &mut layout)).transpose()?;
@@ -181,9 +183,7 @@ pub(super) fn place(image: &OsImage, version: Version, ram: Ram, rsdp: Option<&[
 
 /// The lowest free place behind the kernel, or before it if there is none.
 fn free(layout: &Layout, kernel_end: u64, len: u64, align: u64) -> Option<u64> {
-    layout
-        .lowest(len, align, kernel_end..FOUR_GIB)
-        .or_else(|| layout.lowest(len, align, ONE_MIB..FOUR_GIB))
+    layout.lowest(len, align, kernel_end..FOUR_GIB).or_else(|| layout.lowest(len, align, ONE_MIB..FOUR_GIB))
 }
 
 /// Puts a part of a file there, and returns where.

@@ -38,13 +38,7 @@ impl Sections {
             return Err(LoadError::Damaged("its section headers are too short"));
         }
         let headers = at.checked_add(size * count).and_then(|end| file.get(at..end)).ok_or(DAMAGED)?.to_vec();
-        Ok(Some(Sections {
-            count: count as u32,
-            entry_size: size as u32,
-            names: names as u32,
-            headers,
-            wide,
-        }))
+        Ok(Some(Sections { count: count as u32, entry_size: size as u32, names: names as u32, headers, wide }))
     }
 
     /// Puts sections that no segment has loaded, symbols and names, behind the kernel, and their addresses into the headers.

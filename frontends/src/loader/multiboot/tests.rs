@@ -63,7 +63,7 @@ fn string(bytes: &[u8]) -> &str {
 }
 
 fn modules() -> Vec<Module> {
-    let module = |len: usize, string: &str| Module { file: vec![len as u8; len].into(), string: string.into() };
+    let module = |len: usize, string: &str| Module { file: vec![len as u8; len].into(), cmdline: string.into() };
     vec![module(5000, "first one"), module(1, ""), module(0, "empty")]
 }
 
@@ -87,8 +87,9 @@ fn version_1_tells_what_there_is() {
             let [start, end, text] = [0, 4, 8].map(|offset| u32_at(told, offset).expect("inside"));
             assert_eq!(end - start, module.file.len() as u32);
             assert!(start.is_multiple_of(4096) && start >= 0x20_1000, "on a page behind the kernel: {start:#x}");
-            assert_eq!(string(&info[(u64::from(text) - at) as usize..]), module.string);
-            let there = placed.pieces.iter().any(|piece| piece.gpa == u64::from(start) && piece.bytes() == &*module.file);
+            assert_eq!(string(&info[(u64::from(text) - at) as usize..]), module.cmdline);
+            let there =
+                placed.pieces.iter().any(|piece| piece.gpa == u64::from(start) && piece.bytes() == &*module.file);
             assert!(there, "{start:#x}");
         }
         let map: Vec<[u64; 4]> = inside(48)[..word(44) as usize]
@@ -98,10 +99,7 @@ fn version_1_tells_what_there_is() {
                 [u32_at(entry, 0).expect("inside").into(), long(4), long(12), u32_at(entry, 20).expect("inside").into()]
             })
             .collect();
-        assert_eq!(
-            map,
-            [[20, 0, 0x9_fc00, 1], [20, 0xf_0000, 0x1_0000, 2], [20, 0x10_0000, MEMORY - 0x10_0000, 1]]
-        );
+        assert_eq!(map, [[20, 0, 0x9_fc00, 1], [20, 0xf_0000, 0x1_0000, 2], [20, 0x10_0000, MEMORY - 0x10_0000, 1]]);
     }
 }
 
@@ -131,7 +129,7 @@ fn version_2_tells_what_there_is() {
     assert_eq!((string(&tags[0].1), string(&tags[1].1)), ("console=ttyS0", "spinup"));
     for (module, (_, told)) in modules().iter().zip(&tags[2..5]) {
         let [start, end] = [0, 4].map(|at| u32_at(told, at).expect("inside"));
-        assert_eq!((end - start, string(&told[8..])), (module.file.len() as u32, &*module.string));
+        assert_eq!((end - start, string(&told[8..])), (module.file.len() as u32, &*module.cmdline));
         assert!(start.is_multiple_of(4096));
     }
     assert_eq!(tags[5].1, words(&[639, 63 << 10]));
@@ -166,11 +164,11 @@ fn address_fields_go_before_elf() {
 #[test]
 fn addresses_that_do_not_fit_are_refused() {
     for addresses in [
-        [0x30_0000, 0x30_0001, 0, 0, 0],          // loaded behind the header
-        [0x30_0041, 0x30_0000, 0, 0, 0],          // before the file's beginning
-        [0x30_0000, 0x30_0000, 0x2f_ffff, 0, 0],  // ends before it begins
-        [0x30_0000, 0x30_0000, 0x30_0201, 0, 0],  // ends behind the file
-        [0x30_0000, 0x30_0000, 0x30_0100, 1, 0],  // the zeroed memory before the file's
+        [0x30_0000, 0x30_0001, 0, 0, 0],         // loaded behind the header
+        [0x30_0041, 0x30_0000, 0, 0, 0],         // before the file's beginning
+        [0x30_0000, 0x30_0000, 0x2f_ffff, 0, 0], // ends before it begins
+        [0x30_0000, 0x30_0000, 0x30_0201, 0, 0], // ends behind the file
+        [0x30_0000, 0x30_0000, 0x30_0100, 1, 0], // the zeroed memory before the file's
     ] {
         let result = entered(flat(&v1(1 << 16, &addresses), 0x200));
         assert!(matches!(result, Err(LoadError::Damaged(_))), "{addresses:x?}: {result:?}");
@@ -191,12 +189,12 @@ fn what_a_kernel_requires_and_cannot_have_is_refused() {
         assert_eq!(matches!(result, Err(LoadError::Refused(_))), refused, "{flags:#x}: {result:?}");
     }
     let tags: [(u16, &[u32], bool); 9] = [
-        (1, &[8], true),  // the framebuffer's information
+        (1, &[8], true), // the framebuffer's information
         (1, &[6], false),
         (4, &[1], true),  // a console
         (4, &[2], false), // the kernel's own
         (5, &[0, 0, 0], true),
-        (7, &[], true),   // EFI boot services
+        (7, &[], true), // EFI boot services
         (8, &[0x1000], false),
         (9, &[0x1000], false),
         (99, &[], true),
@@ -305,16 +303,20 @@ fn a_header_counts_where_it_may_be() {
 #[test]
 fn what_goes_with_a_kernel_must_have_a_place() {
     let kernel = image(with_elf(false, &v1(0, &[])));
-    let initrd = OsImage { initrd: Some(Arc::from(*b"x")), ..kernel.clone() };
-    assert_eq!(placed(&initrd), Err(LoadError::NotTaken("multiboot1", "initial RAM disk")));
+    let moved = OsImage { load_at: Some(0), ..kernel.clone() };
+    assert_eq!(placed(&moved), Err(LoadError::NotTaken("multiboot", "load address")));
+    let initrd = OsImage { initrd: Some(Arc::from(*b"initrd")), ..kernel.clone() };
+    let initrd = placed(&initrd).expect("it fits");
+    let info = piece(&initrd, initrd.entry.rbx);
+    assert_eq!(u32_at(info, 20), Some(1), "it is a module");
     let asked = OsImage { protocol: Some(Protocol::Multiboot2), ..kernel.clone() };
     assert_eq!(placed(&asked), Err(LoadError::NoSuchEntry("multiboot2")));
     let linux = OsImage { modules: modules(), ..image(elf(true, None)) };
     assert_eq!(placed(&linux), Err(LoadError::NotTaken("linux64", "modules")));
-    let module = Module { file: Arc::from(*b"x"), string: "a\0b".into() };
+    let module = Module { file: Arc::from(*b"x"), cmdline: "a\0b".into() };
     let zero = OsImage { modules: vec![module], ..kernel.clone() };
     assert_eq!(placed(&zero), Err(LoadError::CommandLine(4095)));
-    let module = Module { file: vec![0; 63 << 20].into(), string: String::new() };
+    let module = Module { file: vec![0; 63 << 20].into(), cmdline: String::new() };
     let large = OsImage { modules: vec![module], ..kernel };
     assert_eq!(placed(&large), Err(LoadError::NoRoom("A module", 64)));
 }
@@ -325,7 +327,7 @@ proptest! {
         mib in 16_u64..5000, lens in prop::collection::vec(0..50_000_usize, 0..5), newer: bool, preference in 0..3_u32,
     ) {
         let header = if newer { v2(&[(10, 0, &[0, u32::MAX, 0x1000, preference])]) } else { v1(1, &[]) };
-        let modules = lens.iter().map(|len| Module { file: vec![1; *len].into(), string: "x".into() }).collect();
+        let modules = lens.iter().map(|len| Module { file: vec![1; *len].into(), cmdline: "x".into() }).collect();
         let kernel = OsImage { modules, ..image(with_elf(true, &header)) };
         let ram = Ram::of(mib << 20);
         let mut placed = kernel.place(ram, Some(RSDP)).expect("it fits");

@@ -34,7 +34,8 @@ pub(super) fn header(file: &[u8]) -> Result<Option<Header>, LoadError> {
     }
     let mut header = Header { at, ..Header::default() };
     if flags & wants::ADDRESSES != 0 {
-        let field = |number: usize| word(at + 12 + 4 * number).ok_or(LoadError::Damaged("its Multiboot header is cut off"));
+        let field =
+            |number: usize| word(at + 12 + 4 * number).ok_or(LoadError::Damaged("its Multiboot header is cut off"));
         header.addresses =
             Some(Addresses { header: field(0)?, load: field(1)?, load_end: field(2)?, bss_end: field(3)? });
         header.entry = Some(field(4)?);

@@ -113,8 +113,7 @@ fn read_tag(kind: u16, contents: &[u8], header: &mut Header) -> Result<Result<()
                 2 => Preference::Highest,
                 _ => Preference::None,
             };
-            header.relocatable =
-                Some(Relocatable { within: (word(0)?, word(1)?), align: word(2)?.max(1), preference });
+            header.relocatable = Some(Relocatable { within: (word(0)?, word(1)?), align: word(2)?.max(1), preference });
         }
         _ => return Ok(Err("a feature that Multiboot2 2.0 does not know")),
     }

@@ -1,10 +1,10 @@
-//! The Multiboot test kernel: an ELF program with headers of both versions.
+//! The Multiboot test kernel: a program with headers of both versions.
 //!
 //! It prints its arguments, its modules with their strings, lengths and CRC-32s, and the memory map; checks that the modules
 //! are those that its arguments tell of, and that the map is sound; then starts the APs by the universal start-up algorithm with
 //! its delays, all at a time, as `many` does. Its arguments:
 //!
-//! * `expect-module=1A2B3C4D`: the CRC-32 of a module, in their order. There must be as many modules as that.
+//! * `expect-module=1A2B3C4D`: the CRC-32 of a module, in their order. If there is any, there must be as many as modules.
 //! * `debug-exit=16`: what to write to the debug-exit device when all is well; one more when a test failed. Where there is no
 //!   such device, it powers off.
 #![no_std]
@@ -12,12 +12,11 @@
 
 mod crc32;
 mod information;
-mod start;
 
 use information::{Information, Region, Text, memory_holds};
 use runtime::console::Line;
 use runtime::report::{TEST_MEMORY_MAP, TEST_MODULES, test};
-use runtime::scenario::{ask_for, done_with};
+use runtime::scenario::{ask_for, debug_exit};
 use runtime::{Bsp, TRAMPOLINE_VECTOR, delay, enable_interrupts, expect_at, require_all, test_counters};
 
 runtime::guest!("multiboot-test", main);
@@ -29,7 +28,7 @@ fn main(bsp: Bsp) -> ! {
     let Some(information) = Information::from_loader() else {
         Line.text("no Multiboot loader loaded this").end();
         test(TEST_MODULES, None, false);
-        done_with(0, DEFAULT_STATUS + 1)
+        debug_exit(0, DEFAULT_STATUS + 1)
     };
     // All of it before anything is written below 1 MiB, where other loaders have it.
     print_loader_and_arguments(&information);
@@ -53,7 +52,7 @@ fn main(bsp: Bsp) -> ! {
     require_all(aps);
     enable_interrupts();
     let counters = test_counters(aps);
-    done_with(aps.len(), if modules && map && counters { status } else { status + 1 })
+    debug_exit(aps.len(), if modules && map && counters { status } else { status + 1 })
 }
 
 fn print_loader_and_arguments(information: &Information) {
@@ -73,6 +72,8 @@ fn argument(information: &Information, prefix: &str, number: usize) -> Option<Te
 }
 
 fn modules_are_as_expected(information: &Information) -> bool {
+    const PAGE: u32 = 4096;
+    let expected = |number| argument(information, "expect-module=", number).map(Text::hex);
     let (mut modules, mut all_right) = (0, true);
     information.modules(|module| {
         let crc = crc32::of_memory(module.start, module.end);
@@ -82,36 +83,39 @@ fn modules_are_as_expected(information: &Information) -> bool {
             .bytes(module.string.bytes())
             .text("\", ")
             .decimal(module.end.wrapping_sub(module.start))
-            .text(" bytes at ")
-            .hex(module.start.into())
-            .text(", CRC-32 ")
+            .text(" bytes, CRC-32 ")
             .hex(crc.into())
+            .text(", at ")
+            .hex(module.start.into())
             .end();
-        let expected = argument(information, "expect-module=", modules as usize).map(Text::hex);
-        all_right &= expected == Some(crc) && module.start.is_multiple_of(4096);
+        all_right &= expected(modules as usize).is_none_or(|expected| expected == crc);
+        all_right &= module.start.is_multiple_of(PAGE);
         modules += 1;
     });
-    all_right && argument(information, "expect-module=", modules as usize).is_none()
+    let as_many = modules == 0 || expected(modules as usize - 1).is_some();
+    all_right && expected(modules as usize).is_none() && (as_many || expected(0).is_none())
 }
 
 /// No two ranges overlap, none is empty or wraps; the kernel and its modules lie in usable ones and apart; and what is said
 /// of the memory above 1 MiB in one number is right.
 fn map_is_sound(information: &Information) -> bool {
     const ONE_MIB: u64 = 0x10_0000;
+    let [lower, upper] = information.lower_and_upper_kib();
+    Line.text("memory: ").decimal(lower).text(" KiB and ").decimal(upper).text(" KiB").end();
     let mut sound = true;
     information.regions(|region| {
         let Region { start, len, kind } = region;
-        Line.text("memory ").hex(start).text(" + ").hex(len).text(", type ").decimal(kind).end();
+        Line.text("map: ").hex(start).text(" + ").hex(len).text(", type ").decimal(kind).end();
         sound &= len != 0 && start.checked_add(len).is_some();
         let mut overlaps = 0;
         information.regions(|other| overlaps += u32::from(region.overlaps(&other)));
         // Itself.
         sound &= overlaps == 1;
         if region.is_usable() && start == ONE_MIB {
-            sound &= u64::from(information.upper_kib()) == len / 1024;
+            sound &= u64::from(upper) == len / 1024;
         }
     });
-    let kernel = start::kernel();
+    let kernel = Region::of_this_program();
     sound &= memory_holds(information, &kernel);
     information.modules(|module| {
         let range = module.range();

@@ -1,7 +1,7 @@
 //! What the loader tells, by either version (Multiboot 0.6.96, 3.3; Multiboot2 2.0, 3.6).
 
-use crate::start;
 use runtime::memory::read;
+use runtime::multiboot::{from_loader, program};
 
 /// The loader's information.
 pub(crate) enum Information {
@@ -36,7 +36,7 @@ pub(crate) struct Region {
 impl Information {
     /// If a loader of either version left some.
     pub(crate) fn from_loader() -> Option<Information> {
-        match start::from_loader() {
+        match from_loader() {
             (0x2bad_b002, at) => Some(Information::One(at)),
             (0x36d7_6289, at) => Some(Information::Two(at)),
             _ => None,
@@ -64,12 +64,13 @@ impl Information {
         }
     }
 
-    /// KiB of memory from 1 MiB on.
-    pub(crate) fn upper_kib(&self) -> u32 {
+    /// KiB of memory from 0 on, and from 1 MiB on.
+    pub(crate) fn lower_and_upper_kib(&self) -> [u32; 2] {
+        let both = |at: u32| [read(at), read(at + 4)];
         match *self {
-            Information::One(at) if has(at, 0) => read(at + 8),
-            Information::One(_) => 0,
-            Information::Two(_) => self.tag(4).map_or(0, |tag| read(tag.contents + 4)),
+            Information::One(at) if has(at, 0) => both(at + 4),
+            Information::One(_) => [0; 2],
+            Information::Two(_) => self.tag(4).map_or([0; 2], |tag| both(tag.contents)),
         }
     }
 
@@ -230,6 +231,12 @@ impl Module {
 
 impl Region {
     pub(crate) const USABLE: u32 = 1;
+
+    /// Where this program is.
+    pub(crate) fn of_this_program() -> Region {
+        let (start, end) = program();
+        Region { start: start.into(), len: (end - start).into(), kind: Region::USABLE }
+    }
 
     fn at(entry: u32) -> Region {
         Region { start: read(entry), len: read(entry + 8), kind: read(entry + 16) }
