@@ -6,6 +6,8 @@
 
 mod bhyve;
 mod console;
+pub mod exercise;
+mod extras;
 mod libvmmapi;
 pub mod loader;
 mod name;
@@ -13,7 +15,8 @@ mod option;
 mod pc;
 mod pci_device;
 
-pub use console::Console;
+pub use console::{Console, Keyboard, Stream};
+pub use extras::{Chipset, Extras, FwCfgFile, FwCfgKernel, IsaDevice, IsaDevices, MAX_RERUNS};
 pub use name::FrontendNameError;
 pub use option::FrontendOption;
 pub use pci_device::{DeviceKind, Disk, PciDevice, SECTOR_SIZE, Transport};
@@ -101,6 +104,8 @@ pub struct Launch {
     pub acpi: bool,
     /// `-s`: PCI devices beside the bridges, each in a slot of its own ([`PciDevice::is_slot`]).
     pub pci: Vec<PciDevice>,
+    /// What it has beside the plain machine.
+    pub extras: Extras,
 }
 
 impl Launch {
@@ -116,6 +121,7 @@ impl Launch {
             boot,
             acpi: true,
             pci: Vec::new(),
+            extras: Extras::default(),
         }
     }
 }

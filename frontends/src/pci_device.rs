@@ -64,7 +64,7 @@ impl Transport {
 pub enum DeviceKind {
     /// A disk.
     Block(Disk),
-    /// A console with one port, whose output is [`crate::Console::virtio`].
+    /// A console with one port, whose output is [`crate::Stream::Virtio`].
     Console,
     /// Entropy, the same for the same seed.
     Rng {

@@ -18,9 +18,15 @@ fn main() {
     println!("cargo::rustc-env=GUESTS_RUSTC={}", toolchain.rustc.display());
     println!("cargo::rustc-env=GUESTS_HOST={}", toolchain.host);
     let guests = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    let built = toolchain.build(&guests.join("freestanding"), &out).and_then(|programs| {
+    let built = toolchain.build(&guests.join("freestanding"), &out).and_then(|(programs, kernels)| {
+        let write =
+            |file: String, bytes: &[u8]| std::fs::write(out.join(file), bytes).expect("OUT_DIR can be written to");
         for (guest, program) in rom::GUESTS.iter().zip(programs) {
-            std::fs::write(out.join(format!("{guest}.rom")), program.rom).expect("OUT_DIR can be written to");
+            write(format!("{guest}.rom"), &program.rom);
+        }
+        for (name, kernel) in rom::KERNELS.iter().zip(kernels) {
+            write(format!("{name}.elf"), &kernel.elf);
+            write(format!("{name}.aout"), &kernel.aout);
         }
         init::build(&toolchain, &guests.join("linux"), &out.join("linux-init"))
     });

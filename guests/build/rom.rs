@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guests, by the names of their sources in freestanding/guests.
-pub(crate) const GUESTS: [&str; 23] = [
+pub(crate) const GUESTS: [&str; 24] = [
     "mp-spec",
     "linux",
     "linux-parallel",
@@ -28,10 +28,14 @@ pub(crate) const GUESTS: [&str; 23] = [
     "nmi-while-waiting",
     "bar-remap",
     "program",
+    "random-io",
     "triple-fault",
     "spin-forever",
     "jump-into-mmio",
 ];
+
+/// The kernels for Multiboot loaders, by the names of their sources in freestanding/kernels.
+pub(crate) const KERNELS: [&str; 1] = ["multiboot-test"];
 
 /// Size of a ROM in bytes: the window of 64 KiB that real mode sees at the reset vector.
 pub(crate) const ROM_SIZE: usize = 0x1_0000;
@@ -72,33 +76,52 @@ impl Toolchain {
         command
     }
 
-    /// Compiles all guests from `sources` (the directory freestanding), and makes their ROMs, in the order of [`GUESTS`].
-    /// `scratch` is a directory for what comes in between.
+    /// Compiles all guests from `sources` (the directory freestanding), and makes their ROMs, in the order of [`GUESTS`], and the
+    /// kernels in the order of [`KERNELS`]. `scratch` is a directory for what comes in between.
     ///
     /// # Errors
     /// What the compiler said, or what is wrong with a program.
-    pub(crate) fn build(&self, sources: &Path, scratch: &Path) -> Result<Vec<Program>, String> {
+    pub(crate) fn build(&self, sources: &Path, scratch: &Path) -> Result<(Vec<Program>, Vec<Kernel>), String> {
         let runtime = scratch.join("libruntime.rlib");
         run(self
             .command(sources)
             .args(["--crate-type=rlib", "--crate-name=runtime", "-o"])
             .arg(&runtime)
             .arg(sources.join("runtime/lib.rs")))?;
-        GUESTS.iter().map(|guest| self.link(sources, guest, &runtime, &scratch.join(guest))).collect()
+        let link = |directory: &str, script: &str, name: &str| {
+            let source = sources.join(directory).join(format!("{name}.rs"));
+            self.link(sources, &source, script, &runtime, &scratch.join(name))
+        };
+        let guests = GUESTS.iter().map(|guest| {
+            let elf = link("guests", "runtime/link.ld", guest)?;
+            Program::from_elf(&elf).ok_or_else(|| format!("{guest} is not an ELF program that fits its ROM"))
+        });
+        let kernels = KERNELS.iter().map(|kernel| {
+            let elf = link("kernels", "runtime/kernel.ld", kernel)?;
+            Kernel::from_elf(elf).ok_or_else(|| format!("{kernel} is not an ELF program with a Multiboot header"))
+        });
+        Ok((guests.collect::<Result<_, _>>()?, kernels.collect::<Result<_, _>>()?))
     }
 
-    fn link(&self, sources: &Path, guest: &str, runtime: &Path, program: &Path) -> Result<Program, String> {
+    fn link(
+        &self,
+        sources: &Path,
+        source: &Path,
+        script: &str,
+        runtime: &Path,
+        program: &Path,
+    ) -> Result<Vec<u8>, String> {
+        let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         run(self
             .command(sources)
-            .args(["--crate-type=bin", "--crate-name", &guest.replace('-', "_"), "-o"])
+            .args(["--crate-type=bin", "--crate-name", &name.replace('-', "_"), "-Cstrip=symbols", "-o"])
             .arg(program)
             .arg(format!("--extern=runtime={}", runtime.display()))
             .args(["-Clinker=rust-lld", "-Clinker-flavor=ld.lld", "-Clink-arg=--build-id=none"])
             .arg(format!("-Clink-arg=--defsym=ROM_SIZE={ROM_SIZE:#x}"))
-            .arg(format!("-Clink-arg=-T{}", sources.join("runtime/link.ld").display()))
-            .arg(sources.join(format!("guests/{guest}.rs"))))?;
-        let elf = std::fs::read(program).map_err(|error| format!("{}: {error}", program.display()))?;
-        Program::from_elf(&elf).ok_or_else(|| format!("{} is not an ELF program that fits its ROM", program.display()))
+            .arg(format!("-Clink-arg=-T{}", sources.join(script).display()))
+            .arg(source))?;
+        std::fs::read(program).map_err(|error| format!("{}: {error}", program.display()))
     }
 }
 
@@ -144,6 +167,47 @@ impl Program {
             }
         }
         (!program.code.is_empty()).then_some(program)
+    }
+}
+
+/// A kernel for Multiboot loaders, in two forms.
+pub(crate) struct Kernel {
+    /// An ELF program, whose header says nothing of addresses.
+    pub(crate) elf: Vec<u8>,
+    /// The bytes from where they are loaded on, with a header that says where everything goes (the "a.out kludge").
+    pub(crate) aout: Vec<u8>,
+}
+
+impl Kernel {
+    fn from_elf(elf: Vec<u8>) -> Option<Kernel> {
+        const PT_LOAD: u32 = 1;
+        const PHDR_SIZE: usize = 56;
+        const MAGIC: u32 = 0x1bad_b002;
+        const ADDRESSES: u32 = 1 << 16;
+        const HEADER_SEARCH: usize = 8192;
+        let headers = elf.get(usize::try_from(u64_at(&elf, 32)?).ok()?..)?;
+        let headers = headers.chunks_exact(PHDR_SIZE).take(u16_at(&elf, 56)?.into());
+        let loads: Vec<&[u8]> = headers.filter(|header| u32_at(header, 0) == Some(PT_LOAD)).collect();
+        let field = |header: &[u8], at| u64_at(header, at).and_then(|value| usize::try_from(value).ok());
+        let base = loads.iter().filter_map(|load| field(load, 24)).min()?;
+        let (mut aout, mut bss_end) = (Vec::new(), base);
+        for load in &loads {
+            let (from, to, len) = (field(load, 8)?, field(load, 24)? - base, field(load, 32)?);
+            aout.resize(aout.len().max(to + len), 0);
+            if len != 0 {
+                aout[to..to + len].copy_from_slice(elf.get(from..from + len)?);
+            }
+            bss_end = bss_end.max(field(load, 24)? + field(load, 40)?);
+        }
+        let at = (0..HEADER_SEARCH).step_by(4).find(|&at| u32_at(&aout, at) == Some(MAGIC))?;
+        let flags = u32_at(&aout, at + 4)? | ADDRESSES;
+        let checksum = 0_u32.wrapping_sub(MAGIC).wrapping_sub(flags);
+        let entry = field(&elf, 24)?;
+        let words = [flags as usize, checksum as usize, base + at, base, base + aout.len(), bss_end, entry];
+        for (word, value) in aout.get_mut(at + 4..at + 32)?.chunks_exact_mut(4).zip(words) {
+            word.copy_from_slice(&u32::try_from(value).ok()?.to_le_bytes());
+        }
+        Some(Kernel { elf, aout })
     }
 }
 

@@ -124,12 +124,75 @@ guests! {
     /// Carries out a list of operations on APs ([`program`]); INIT and STARTUP to the first AP when its name has none. Reports
     /// which APs run in the end.
     Program = "program", "INIT, STARTUP and others as a list in its name says: program+i1.s1=8 (random ones by `spinup fuzz`)";
+    /// Random accesses to ports, memory-mapped registers, MSRs and the PCI bus: 50,000 from the seed 1, or as [`random_io_rom`] says.
+    /// Asks for no AP.
+    RandomIo = "random-io", "random accesses to ports, memory-mapped registers, MSRs and the PCI bus";
     /// Ends in a triple fault: #UD with an empty IDT. Reports `BOOT`, starts no AP.
     TripleFault = "triple-fault", "misbehaves: a triple fault on the BSP";
     /// Spins for ever with interrupts off, without an exit. Reports `BOOT`, starts no AP.
     SpinForever = "spin-forever", "misbehaves: the BSP spins for ever with interrupts off";
     /// Jumps to D0000000H, where there is no memory. Reports `BOOT`, starts no AP.
     JumpIntoMmio = "jump-into-mmio", "misbehaves: the BSP jumps to D0000000H, where there is no memory";
+}
+
+/// The boot ROM of [`Guest::RandomIo`] with another seed, and so many operations.
+///
+/// # Panics
+/// Never: a test finds the mark in the ROM.
+#[must_use]
+pub fn random_io_rom(seed: u64, operations: u64) -> Vec<u8> {
+    const MARK: &[u8] = b"spinup: randomio";
+    let mut rom = Guest::RandomIo.rom().to_vec();
+    let mark = rom.windows(MARK.len()).position(|bytes| bytes == MARK).expect("a test finds the mark in the ROM");
+    let settings = &mut rom[mark + MARK.len()..][..16];
+    settings[..8].copy_from_slice(&seed.to_le_bytes());
+    settings[8..].copy_from_slice(&operations.to_le_bytes());
+    rom
+}
+
+/// A module for a Multiboot kernel: a short text, the same bytes in every build.
+pub static MODULE: &[u8] = include_bytes!("../freestanding/kernels/module.txt");
+
+/// The module's name in a matrix.
+pub const MODULE_NAME: &str = "multiboot-text";
+
+/// A kernel of the project's own for Multiboot loaders. It prints what it is told, starts every AP, and ends through the debug-exit
+/// device with 10H.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// As an ELF program, with headers of both versions of Multiboot.
+    MultibootTest,
+    /// As plain bytes, with a header of version 1 that says where they go (the "a.out kludge").
+    MultibootTestAout,
+}
+
+impl Kernel {
+    /// Both.
+    pub const ALL: [Kernel; 2] = [Kernel::MultibootTest, Kernel::MultibootTestAout];
+
+    /// The name in a matrix.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernel::MultibootTest => "multiboot-test",
+            Kernel::MultibootTestAout => "multiboot-test-aout",
+        }
+    }
+
+    /// The kernel with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Kernel> {
+        Kernel::ALL.into_iter().find(|kernel| kernel.name() == name)
+    }
+
+    /// The kernel's file.
+    #[must_use]
+    pub fn file(self) -> &'static [u8] {
+        match self {
+            Kernel::MultibootTest => include_bytes!(concat!(env!("OUT_DIR"), "/multiboot-test.elf")),
+            Kernel::MultibootTestAout => include_bytes!(concat!(env!("OUT_DIR"), "/multiboot-test.aout")),
+        }
+    }
 }
 
 /// The boot ROM of a guest by its name in cells, which may have a program ([`program::Program`]); `None` when no guest has this

@@ -8,7 +8,7 @@ use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl, Mnemonic};
 use std::path::{Path, PathBuf};
 
 /// Builds all guests again, from a copy of the sources in another place, and without any warning.
-fn rebuild() -> Vec<rom::Program> {
+fn rebuild() -> (Vec<rom::Program>, Vec<rom::Kernel>) {
     let place = tempfile::tempdir().expect("a temporary directory");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = place.path().join("elsewhere/guests/freestanding");
@@ -73,8 +73,14 @@ fn the_reset_vector_jumps_to_code_in_the_real_mode_window() {
 
 #[test]
 fn the_same_source_gives_the_same_bytes_wherever_it_is() {
-    for (guest, again) in Guest::ALL.into_iter().zip(rebuild()) {
+    let (programs, kernels) = rebuild();
+    for (guest, again) in Guest::ALL.into_iter().zip(programs) {
         assert!(guest.rom() == again.rom, "{guest} differs when built again");
+    }
+    assert_eq!(rom::KERNELS, ["multiboot-test"]);
+    for kernel in kernels {
+        assert!(guests::Kernel::MultibootTest.file() == kernel.elf, "the kernel differs when built again");
+        assert!(guests::Kernel::MultibootTestAout.file() == kernel.aout, "the flat kernel differs when built again");
     }
 }
 
@@ -83,7 +89,7 @@ fn the_same_source_gives_the_same_bytes_wherever_it_is() {
 fn only_general_purpose_instructions_are_in_the_code() {
     use CpuidFeature::*;
     let general = [INTEL8086, INTEL186, INTEL286, INTEL386, INTEL486, X64, MSR, PAUSE, CPUID, CMOV, MULTIBYTENOP];
-    for (guest, program) in Guest::ALL.into_iter().zip(rebuild()) {
+    for (guest, program) in Guest::ALL.into_iter().zip(rebuild().0) {
         let code = &program.rom[program.code.clone()];
         assert!(code.len() > 0x400, "{guest}: no code found");
         for instruction in Decoder::new(64, code, DecoderOptions::NONE) {

@@ -12,6 +12,9 @@
 //! | the same, or the end of its time | some AP reported, or none was asked for and the guest complains | `partial` |
 //! | the same, or the end of its time | no AP reported | `hang` |
 //! | any other exit of the frontend | | `exit N` |
+//! | the last milestone of a guest that is stopped there | every vCPU ran, some AP did, none did | `ok`, `partial`, `hang` |
+//!
+//! Firmware and whatever else knows no report port is judged by its console and its vCPUs: an AP that ran has come up.
 //!
 //! How many APs it asks for says the guest itself; one that does not asks for all. A guest that breaks, that fails a test or one of
 //! whose CPUs is astray can never be `ok`; its report is the detail.
@@ -195,6 +198,9 @@ pub struct Observed {
     suspended: Option<String>,
     unimplemented: Option<String>,
     last_message: Option<String>,
+    last_milestone: Option<String>,
+    /// APs that executed an instruction.
+    ran: BTreeSet<u32>,
 }
 
 impl Observed {
@@ -229,10 +235,18 @@ impl Observed {
                     seen.unimplemented = Some(format!("{what} at {rip:#x}"));
                 }
                 Event::Message { text } => seen.last_message = Some(text.clone()),
+                Event::Milestone { name, .. } => seen.last_milestone = Some(name.clone()),
+                Event::FirstInstruction { .. } => seen.ran.extend(record.vcpu.filter(|&vcpu| vcpu != 0).map(u32::from)),
                 _ => {}
             }
         }
         seen
+    }
+
+    /// Takes every AP that executed an instruction for one that reported: for guests that know no report port.
+    #[must_use]
+    pub fn by_vcpus(self) -> Observed {
+        Observed { aps_online: self.ran.clone(), ..self }
     }
 
     /// How many APs reported.
@@ -299,6 +313,16 @@ impl Observed {
         self.came_to_nothing(cpus, "the guest powered itself off")
     }
 
+    /// What to say when the guest came to the milestone at which it is stopped.
+    fn stopped(&self, cpus: u16) -> Outcome {
+        let milestone = self.last_milestone.as_deref().unwrap_or_default();
+        if self.aps_online.len() == self.asked(cpus) && self.complaint(cpus).is_none() {
+            let detail = format!("the guest came to `{milestone}`: {}", self.aps(cpus));
+            return Outcome { kind: OutcomeKind::Ok, detail };
+        }
+        self.came_to_nothing(cpus, "the guest was stopped")
+    }
+
     /// What to say when neither a power-off nor the frontend ended the cell. After a power-off it is the frontend that
     /// failed, however well the guest did.
     fn never_ended(&self, cpus: u16, why_over: &str) -> Outcome {
@@ -317,7 +341,13 @@ impl Observed {
         let kind = if self.aps_online.is_empty() && !judged { OutcomeKind::Hang } else { OutcomeKind::Partial };
         let mut detail = match complaint {
             Some(complaint) => format!("{complaint}: {aps}"),
-            None if !self.booted => format!("{why_over} before the guest said a word"),
+            None if !self.booted && self.last_milestone.is_none() => {
+                format!("{why_over} before the guest said a word")
+            }
+            None if !self.booted => {
+                let milestone = self.last_milestone.as_deref().unwrap_or_default();
+                format!("{why_over} after the milestone `{milestone}`: {aps}")
+            }
             None => format!("{why_over}: {aps}"),
         };
         if let Some(what) = &self.unimplemented {
@@ -374,6 +404,8 @@ pub fn observe(cpus: u16, end: &End, seen: &Observed) -> Outcome {
         End::Panic(message) => Outcome { kind: OutcomeKind::Panic, detail: message.clone() },
         End::Abort(message) => Outcome { kind: OutcomeKind::Abort, detail: message.clone() },
         End::Exit(0 | POWEROFF_STATUS) if seen.powered_off() => seen.powered_itself_off(cpus),
+        End::Stopped => seen.stopped(cpus),
+        End::Rebooted(times) => seen.never_ended(cpus, &format!("the guest reset its machine more than {times} times")),
         End::Deadline => seen.never_ended(cpus, "the time was up"),
         End::Deadlock => seen.never_ended(cpus, "every task waited for another"),
         End::Exit(status) => Outcome {

@@ -1,7 +1,9 @@
 //! Operating systems as guests: Debian's kernel on the software processor, by every boot protocol, with few and many CPUs,
 //! and the same twice.
 //!
-//! Each test needs what `spinup guests fetch linux linux-modules busybox` fetches, and is ignored where that is not here. So is everything
+//! And firmware, memtest86+, and the project's own Multiboot kernel, by the matrix's own tables.
+//!
+//! Each test needs what `spinup guests fetch linux linux-modules busybox seabios memtest86+` fetches, and is ignored where that is not here. So is everything
 //! in a build without optimization, in which a boot takes minutes.
 
 use guests::os::{Package, cache_directory};
@@ -25,6 +27,7 @@ struct Test {
 
 const LINUX: &[Package] = &[Package::Linux];
 const LINUX_WITH_MODULES: &[Package] = &[Package::Linux, Package::LinuxModules];
+const SEABIOS: &[Package] = &[Package::Seabios];
 
 const TESTS: &[Test] = &[
     Test {
@@ -51,6 +54,11 @@ const TESTS: &[Test] = &[
     Test { name: "devices_work_by_the_modern_interface", needs: LINUX_WITH_MODULES, run: || devices_by("modern") },
     Test { name: "devices_work_by_both_interfaces", needs: LINUX_WITH_MODULES, run: || devices_by("transitional") },
     Test { name: "a_restart_is_no_power_off", needs: LINUX, run: restart },
+    Test { name: "seabios_comes_to_its_menu_with_1_cpu", needs: SEABIOS, run: || seabios(1) },
+    Test { name: "seabios_comes_to_its_menu_with_4_cpus", needs: SEABIOS, run: || seabios(4) },
+    Test { name: "seabios_waits_for_aps_that_were_lost", needs: SEABIOS, run: seabios_waits },
+    Test { name: "memtest_uses_all_cores", needs: &[Package::Memtest], run: memtest },
+    Test { name: "multiboot_kernels_have_their_status", needs: &[], run: multiboot },
     Test { name: "busybox_is_an_init_too", needs: &[Package::Linux, Package::Busybox], run: busybox },
 ];
 
@@ -65,7 +73,9 @@ fn main() -> ExitCode {
             let trial = Trial::test(test.name, test.run).with_ignored_flag(ignored);
             // What stands beside the name of a test that is ignored.
             match (missing, cfg!(debug_assertions)) {
-                (true, _) => trial.with_kind("needs spinup guests fetch linux linux-modules busybox"),
+                (true, _) => {
+                    trial.with_kind("needs spinup guests fetch linux linux-modules busybox seabios memtest86+")
+                }
                 (false, true) => trial.with_kind("needs --release"),
                 (false, false) => trial,
             }
@@ -74,8 +84,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// The matrix, whose paths count from the directory above this crate's, in which tests run.
 fn matrix(more: &str) -> Matrix {
-    Matrix::parse("matrix.toml", &format!("{MATRIX}\n{more}")).expect("the tables are right")
+    Matrix::parse("../matrix.toml", &format!("{MATRIX}\n{more}")).expect("the tables are right")
 }
 
 fn run(matrix: Matrix, cell: &str, seed: u64) -> Result<CellRun, Failed> {
@@ -337,4 +348,59 @@ limits = { soft = { base_ms = 30000, per_cpu_ms = 2000 }, kvm = { base_ms = 6000
     expect(console.contains("reboot: Restarting system"), "it did not restart", &run)?;
     expect(console.contains("spinup-init: done"), "its CPUs were not up", &run)?;
     expect(console.matches("Linux version ").count() == 1, "it ran again", &run)
+}
+
+/// The milestones that a cell came to, each once.
+fn milestones(run: &CellRun) -> Vec<String> {
+    let trace = &run.trace.as_ref().expect("the cell ran").trace;
+    let mut names: Vec<String> = Vec::new();
+    for record in &trace.records {
+        if let Event::Milestone { name, .. } = &record.event
+            && !names.contains(name)
+        {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn seabios(cpus: u16) -> Result<(), Failed> {
+    for frontend_and_kernel in ["bhyve-13.2@fbsd-13.2", "bhyve-13.1@fbsd-13.1"] {
+        let run = run(matrix(""), &format!("{frontend_and_kernel}/seabios/xapic-{cpus}/soft"), 0)?;
+        expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+        expect(run.result.aps_started == u32::from(cpus) - 1, "not every AP ran", &run)?;
+        let log = String::from_utf8_lossy(&run.debug).into_owned();
+        let counted = format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)");
+        expect(log.contains(&counted), &format!("{counted:?} is not in\n{log}"), &run)?;
+        expect(milestones(&run) == ["firmware", "smp", "menu-key", "menu"], "other milestones", &run)?;
+        expect(console(&run).contains("Select boot device"), "the menu is not on the serial console", &run)?;
+    }
+    Ok(())
+}
+
+/// A pairing that loses INITs: SeaBIOS waits for as many CPUs as it is told of, for ever.
+fn seabios_waits() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.1@main-7c326ab5/seabios/xapic-2/soft", 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Hang, "not a hang", &run)?;
+    expect(milestones(&run) == ["firmware"], "it went on", &run)
+}
+
+fn memtest() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.2@fbsd-13.2/memtest/xapic-4/soft", 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+    expect(run.result.aps_started == 3, "not every AP ran", &run)?;
+    expect(console(&run).contains("CPU: 4S / 4C / 4T"), "it did not count 4 CPUs", &run)
+}
+
+fn multiboot() -> Result<(), Failed> {
+    for guest in ["multiboot", "multiboot2", "multiboot-aout"] {
+        let run = run(matrix(""), &format!("bhyve-13.2@fbsd-13.2/{guest}/x2apic-4/soft"), 0)?;
+        expect(run.result.outcome.kind == OutcomeKind::Exit(0x21), "not the status of a test that passed", &run)?;
+        expect(run.result.aps_started == 3, "not every AP reported", &run)?;
+        let console = console(&run);
+        for line in ["arguments: one two=2", "module (the licence): 1079 bytes, checksum 1ccf9eb2"] {
+            expect(console.contains(line), &format!("{line:?} was not said"), &run)?;
+        }
+    }
+    Ok(())
 }

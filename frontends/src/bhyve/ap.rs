@@ -38,7 +38,7 @@ pub(super) fn start_eagerly(
     setup::boot(machine, &launch.boot)?;
     checkpoint::restore(machine)?;
     setup::bsp_rip(machine)?;
-    setup::build_tables(machine, launch.acpi)?;
+    setup::build_tables(machine, launch)?;
     monitor::look(machine);
     if checkpoint::restoring(&machine.process) {
         let _ignored = machine.vm.restore_time();

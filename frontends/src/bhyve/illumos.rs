@@ -45,7 +45,7 @@ impl Personality for IllumosBhyve {
         if let Boot::Rom(_) = launch.boot {
             setup::reset_bsp(&machine)?;
         }
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         monitor::look(&machine);
         // Step 5.
         for vcpu in 0..i32::from(cpus.count) {

@@ -41,7 +41,7 @@ impl Personality for LazyIpiExit {
         let machine = setup::machine(process, vm, launch, cpus, self)?;
         setup::boot(&machine, &launch.boot)?;
         let rip = setup::bsp_rip(&machine)?;
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         monitor::look(&machine);
         v13_1::add_cpu(&machine, BSP, BSP, rip)?;
         machine.mevent_dispatch()

@@ -39,7 +39,7 @@ mod tests;
 
 use crate::libvmmapi::{Exit, System};
 use crate::option::Options;
-use crate::{Console, FrontendOption, Launch};
+use crate::{Console, FrontendOption, Launch, MAX_RERUNS};
 use exits::Action;
 use machine::Machine;
 use process::{Begin, Process, Run, status};
@@ -111,7 +111,7 @@ pub(crate) const PERSONALITIES: [&dyn Personality; 11] = [
     &lazy_ipi_exit::LazyIpiExit,
 ];
 
-/// Runs the process to its end, which is the cell's; with `+restore`, the process after it too.
+/// Runs the process to its end, which is the cell's; with `+restore` or a script that runs it again, those after it too.
 pub(crate) fn run(
     personality: &'static dyn Personality,
     options: Options,
@@ -120,9 +120,16 @@ pub(crate) fn run(
     launch: &Launch,
     console: &Console,
 ) -> ! {
-    let mut begin = Begin::Fresh;
+    let rerun = launch.extras.rerun;
+    let (mut begin, mut reruns) = (Begin::Fresh, 0);
     loop {
-        let process = Process::new(host, console, options, personality.program(), begin);
+        if rerun && matches!(begin, Begin::Reboot) {
+            reruns += 1;
+            if reruns > MAX_RERUNS {
+                host.end(End::Rebooted(MAX_RERUNS));
+            }
+        }
+        let process = Process::new(host, console, options, personality.program(), begin, rerun);
         match personality.main(process, system, launch) {
             Ok(next) => begin = next,
             Err(end) => host.end(end),

@@ -42,6 +42,8 @@ pub(crate) struct Process {
     pub(super) options: Options,
     /// What an earlier process, or an earlier life of this one, left behind.
     pub(super) begin: Begin,
+    /// Whether a script runs it again after a reset.
+    pub(super) rerun: bool,
     /// `getprogname`.
     program: &'static str,
     console: Console,
@@ -55,7 +57,7 @@ pub(crate) enum Begin {
     Fresh,
     /// A checkpoint to restore (`-r`).
     Restore(Box<Checkpoint>),
-    /// The VM that it has already, to be begun anew.
+    /// The VM that is there already, to be begun anew.
     Reboot,
 }
 
@@ -66,8 +68,9 @@ impl Process {
         options: Options,
         program: &'static str,
         begin: Begin,
+        rerun: bool,
     ) -> Process {
-        Process { host: host.clone(), options, begin, program, console: console.clone() }
+        Process { host: host.clone(), options, begin, rerun, program, console: console.clone() }
     }
 
     /// The console of the process.

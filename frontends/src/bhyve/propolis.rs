@@ -65,7 +65,7 @@ impl Personality for Propolis {
         // Step 2.
         let vm = open(&process, system, launch)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         // Step 3.
         for vcpu in 0..i32::from(cpus.count) {
             init_vcpu(&machine, launch, vcpu)

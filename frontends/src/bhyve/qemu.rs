@@ -89,7 +89,7 @@ impl Personality for QemuBhyve {
         let vm = open(&process, system, launch)?;
         setup::set_topology(&process, &vm, cpus)?;
         let machine = setup::machine(process, vm, launch, cpus, self)?;
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         monitor::look(&machine);
         // Steps 2 and 3.
         for vcpu in 0..i32::from(cpus.count) {

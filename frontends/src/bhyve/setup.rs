@@ -4,10 +4,11 @@
 use super::Personality;
 use super::bar;
 use super::machine::{BSP, Machine};
-use super::process::{Place, Process, Run, status};
+use super::process::{Begin, Place, Process, Run, status};
 use crate::libvmmapi::{FOUR_GIB, Generation, GuestMemory, Segment, System, Vm};
-use crate::pc::{Bus, Pc, acpi, mptable};
-use crate::{ApicMode, Boot, FrontendOption, Launch, loader};
+use crate::pc::isa::fw_cfg::{self, FwCfg};
+use crate::pc::{Bus, Pc, acpi, mptable, smbios};
+use crate::{ApicMode, Boot, Chipset, FrontendOption, IsaDevice, Launch, loader};
 use std::sync::Arc;
 use vmm::abi::{Errno, cap};
 use vmm::engine::Reg;
@@ -104,7 +105,15 @@ pub(super) fn run_loader(
     generation: &'static dyn Generation,
 ) -> Run<()> {
     let Boot::Loader(image) = &launch.boot else { return Ok(()) };
-    loader::run(system, &launch.vm_name, launch.memory_bytes, image, generation)
+    if process.rerun
+        && let Begin::Reboot = process.begin
+        && let Ok(last) = Vm::open(system, &launch.vm_name, generation)
+    {
+        // bhyvectl --destroy, in the script.
+        let _ignored = last.destroy();
+    }
+    let rsdp = launch.acpi.then(acpi::rsdp);
+    loader::run(system, &launch.vm_name, launch.memory_bytes, image, generation, rsdp.as_deref())
         .map_err(|failure| process.exit(status::LOADER, &format!("loader: {failure}")))
 }
 
@@ -179,14 +188,27 @@ pub(super) fn machine(
     // sci_init
     let _ignored = vm.isa_set_irq_level_triggered(SCI_IRQ);
     // init_pci: the LPC bridge loads the boot ROM.
+    let extras = &launch.extras;
     if let Boot::Rom(rom) = &launch.boot {
         let gpa = map_bootrom(&process, &vm, rom.len() as u64)?;
         assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), rom), "the ROM fits: its size was checked");
+        if extras.chipset == Chipset::I440fx {
+            shadow_bootrom(&process, &vm, &memory, cpus, rom)?;
+        }
     }
 
     let with_bar = process.options.has(FrontendOption::Passthru);
-    let bus = Bus { movable_bar: with_bar, devices: &launch.pci, bootrom: matches!(launch.boot, Boot::Rom(_)) };
-    let pc = Pc::new(process.console(), Arc::new(memory.clone()), bus);
+    let bus = Bus {
+        chipset: extras.chipset,
+        movable_bar: with_bar,
+        devices: &launch.pci,
+        bootrom: matches!(launch.boot, Boot::Rom(_)),
+    };
+    let fw_cfg = extras.isa.has(IsaDevice::FwCfg).then(|| {
+        let GuestMemory { lowmem, highmem, .. } = memory;
+        FwCfg::new(fw_cfg::Machine { vcpus: cpus.count, lowmem, highmem }, extras)
+    });
+    let pc = Pc::new(process.console(), Arc::new(memory.clone()), bus, extras.isa, fw_cfg);
     // pci_lintr_route
     for route in pc.routes() {
         let _ignored = vm.isa_set_irq_level_triggered(route.irq.into());
@@ -235,6 +257,21 @@ fn map_bootrom(process: &Process, vm: &Vm, len: u64) -> Run<u64> {
     Ok(gpa)
 }
 
+/// What a PC of QEMU's does for its BIOS beside: the ROM's last 128 KiB are below 1 MiB too (`isa_bios`), here as a copy in RAM; and the
+/// CMOS has the number of vCPUs less one (`rtc_set_cpus_count`).
+fn shadow_bootrom(process: &Process, vm: &Vm, memory: &GuestMemory, cpus: Cpus, rom: &[u8]) -> Run<()> {
+    const PLACE: Place = Place { function: "pc_init1", file: "pc_piix.c" };
+    const ONE_MIB: u64 = 1 << 20;
+    const ISA_BIOS: usize = 128 << 10;
+    const CMOS_SMP_COUNT: u8 = 0x5f;
+    let low = &rom[rom.len().saturating_sub(ISA_BIOS)..];
+    let written = memory.write(ONE_MIB - low.len() as u64, low);
+    process.assert(written, "isa_bios fits", PLACE)?;
+    // More than 256 are told by fw_cfg alone.
+    let count = u8::try_from(cpus.count - 1).unwrap_or(0);
+    process.assert_ok(vm.rtc_write(CMOS_SMP_COUNT, count), PLACE)
+}
+
 /// With a boot ROM the BSP begins at the reset vector (UNRESTRICTED_GUEST and `vcpu_reset`), else where the loader set it.
 /// \[read]
 pub(super) fn boot(machine: &Machine, boot: &Boot) -> Run<()> {
@@ -259,14 +296,29 @@ pub(super) fn bsp_rip(machine: &Machine) -> Run<u64> {
     machine.process.assert_ok(machine.vm.register(BSP, Reg::Rip), MAIN)
 }
 
-/// The tables that tell the guest of its processors: the MP table, and ACPI's if asked for (`-A`).
-pub(super) fn build_tables(machine: &Machine, acpi_tables: bool) -> Run<()> {
+/// The tables that tell the guest of its processors: the MP table, and ACPI's if asked for (`-A`). A BIOS that is built for QEMU's PC
+/// makes its own, and is itself where these would be.
+pub(super) fn build_tables(machine: &Machine, launch: &Launch) -> Run<()> {
     let Machine { process, vm, memory, .. } = machine;
+    if launch.extras.chipset == Chipset::I440fx {
+        return Ok(());
+    }
     let routes = machine.pc.routes();
     if !memory.write(mptable::MPTABLE_BASE, &mptable::build(machine.vcpus, &routes)) {
         return Err(process.perror("error to build the guest tables", Errno::ENOMEM));
     }
-    if !acpi_tables {
+    if launch.extras.smbios {
+        // smbios_build
+        let GuestMemory { lowmem, highmem, .. } = *memory;
+        let (sockets, cores, threads) = launch
+            .topology
+            .map_or((machine.vcpus, 1, 1), |topology| (topology.sockets, topology.cores, topology.threads));
+        let tables = smbios::build(smbios::Machine { sockets, cores, threads, lowmem, highmem });
+        if !memory.write(smbios::SMBIOS_BASE, &tables) {
+            return Err(process.perror("error to build the guest tables", Errno::ENOMEM));
+        }
+    }
+    if !launch.acpi {
         return Ok(());
     }
     // acpi_build

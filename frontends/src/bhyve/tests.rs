@@ -386,7 +386,7 @@ fn os_image() -> Arc<OsImage> {
     kernel[64 + 24..64 + 32].copy_from_slice(&0x20_0000_u64.to_le_bytes());
     kernel[64 + 32] = 16;
     kernel[64 + 40] = 16;
-    Arc::new(OsImage { kernel: kernel.into(), initrd: None, cmdline: String::new(), protocol: None })
+    Arc::new(OsImage { kernel: kernel.into(), ..OsImage::default() })
 }
 
 #[test]

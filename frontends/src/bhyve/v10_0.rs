@@ -49,7 +49,7 @@ impl Personality for Bhyve10_0 {
         let machine = setup::machine(process, vm, launch, cpus, self)?;
         setup::boot(&machine, &launch.boot)?;
         let rip = setup::bsp_rip(&machine)?;
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         monitor::look(&machine);
         add_cpu(&machine, BSP, rip);
         machine.mevent_dispatch()

@@ -48,7 +48,7 @@ impl Personality for Bhyve13_1 {
         setup::boot(&machine, &launch.boot)?;
         checkpoint::restore(&machine)?;
         let rip = setup::bsp_rip(&machine)?;
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         monitor::look(&machine);
         // Step 6.
         add_cpu(&machine, BSP, BSP, rip)?;

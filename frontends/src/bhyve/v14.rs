@@ -53,7 +53,7 @@ impl Personality for Bhyve14 {
         }
         // Steps 4 and 5.
         checkpoint::restore(&machine)?;
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         // Step 6.
         let_go(&machine)?;
         machine.mevent_dispatch()

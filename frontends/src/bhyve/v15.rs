@@ -54,7 +54,7 @@ impl Personality for Bhyve15 {
             machine.start_thread(vcpu, None);
         }
         checkpoint::restore(&machine)?;
-        setup::build_tables(&machine, launch.acpi)?;
+        setup::build_tables(&machine, launch)?;
         v14::let_go(&machine)?;
         machine.mevent_dispatch()
     }

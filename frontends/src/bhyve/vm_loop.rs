@@ -9,6 +9,7 @@ use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run, status};
 use super::xmsr;
 use crate::libvmmapi::{Exit, Reason, Vm};
+use crate::pc::isa::fw_cfg::{self, Transfer};
 use crate::pc::pci::Interrupt;
 use crate::pc::{Effect, Inout, pm};
 use std::ops::ControlFlow;
@@ -90,7 +91,14 @@ fn perform(machine: &Arc<Machine>, vcpu: i32, exit: &Exit, action: Action) -> Ru
         }
         Action::Suspended { how } => {
             machine.delete_cpu(vcpu)?;
-            return if vcpu == BSP { Err(suspended(machine, how)) } else { Ok(ControlFlow::Break(())) };
+            if vcpu == BSP {
+                if !(process.rerun && how == suspend::RESET) {
+                    return Err(suspended(machine, how));
+                }
+                // exit(0), and the script runs it again.
+                machine.reboot();
+            }
+            return Ok(ControlFlow::Break(()));
         }
         Action::Exit { status, line } => {
             line.iter().for_each(|line| process.eprintln(line));
@@ -142,7 +150,7 @@ fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, inout: &ExitI
     const PLACE: Place = Place { function: "emulate_inout", file: "inout.c" };
     let Machine { process, vm, pc, .. } = machine;
     process.assert(matches!(access.bytes, 1 | 2 | 4), "bytes == 1 || bytes == 2 || bytes == 4", PLACE)?;
-    let Some(reaction) = pc.inout(access) else {
+    let Some(reaction) = pc.inout(access, process.host.now()) else {
         let direction = if access.data.is_some() { "out" } else { "in" };
         let width = match access.bytes {
             1 => 'b',
@@ -193,6 +201,15 @@ fn carry_out(machine: &Machine, vcpu: i32, effect: Effect, port: u16) -> Run<()>
                 let _ignored = interrupt(vm, each);
             }
         }
+        // The kernel refuses lines that it does not have; nobody looks, as at a pulse.
+        Effect::SetIrq { line, high } if line < ISA_LINES => drop(vm.isa_set_irq(line.into(), line.into(), high)),
+        Effect::SetIrq { line, high } => drop(vm.ioapic_set_irq(line.into(), high)),
+        Effect::Exit(status) => {
+            return Err(
+                process.exit(status, &format!("the guest ended the machine by isa-debug-exit, status {status}"))
+            );
+        }
+        Effect::FwCfgDma { gpa } => fw_cfg_dma(machine, gpa),
         Effect::Report(report) => {
             checkpoint::reported(machine, &report);
             process.host.emit(u16::try_from(vcpu).ok(), Event::Report(report));
@@ -212,6 +229,29 @@ fn interrupt(vm: &Vm, interrupt: Interrupt) -> Result<(), Errno> {
         Interrupt::Line { irq: None, ioapic_pin: Some(pin), level } => vm.ioapic_set_irq(pin.into(), level),
         Interrupt::Line { irq: None, ioapic_pin: None, .. } => Ok(()),
     }
+}
+
+/// Interrupt lines that the 8259s have.
+const ISA_LINES: u8 = 16;
+
+/// `fw_cfg_dma_transfer`: the command, and how it ended in its place. One that is not in RAM is passed over.
+fn fw_cfg_dma(machine: &Machine, gpa: u64) {
+    let Machine { pc, memory, .. } = machine;
+    let mut command = [0; fw_cfg::COMMAND_LEN];
+    let Some(mut device) = pc.fw_cfg() else { return };
+    if !memory.read_anywhere(gpa, &mut command) {
+        return;
+    }
+    let mut command = device.command(command);
+    let error = loop {
+        match device.transfer(&mut command) {
+            Transfer::Done { error } => break error,
+            Transfer::Write { gpa, bytes } if memory.write_anywhere(gpa, &bytes) => {}
+            Transfer::Write { .. } => command.failed(),
+        }
+    };
+    let written = memory.write_anywhere(gpa, &fw_cfg::control_after(error));
+    debug_assert!(written, "the command was read from there");
 }
 
 /// The handler behind a port that suspends the VM.

@@ -102,7 +102,7 @@ impl BzImage {
         match protocol {
             Protocol::Linux64 => self.has_64_bit_entry.then_some(ENTRY_64),
             Protocol::Linux32 => Some(0),
-            Protocol::Pvh => None,
+            _ => None,
         }
     }
 

@@ -21,11 +21,17 @@ pub(super) struct Elf {
     loads: Vec<Load>,
 }
 
+/// A part of a file that belongs into memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Load {
-    gpa: u64,
-    file: std::ops::Range<usize>,
-    memory_len: u64,
+pub(super) struct Load {
+    /// Where it goes.
+    pub(super) gpa: u64,
+    /// Where the program thinks that it is.
+    pub(super) virt: u64,
+    /// Which part.
+    pub(super) file: std::ops::Range<usize>,
+    /// How long it is in memory, where what the file does not have is 0.
+    pub(super) memory_len: u64,
 }
 
 impl Elf {
@@ -61,7 +67,7 @@ impl Elf {
             if kind != PT_LOAD && kind != PT_NOTE {
                 continue;
             }
-            // Elf64_Phdr: p_offset 8, p_paddr 24, p_filesz 32, p_memsz 40; Elf32_Phdr: 4, 12, 16, 20.
+            // Elf64_Phdr: p_offset 8, p_vaddr 16, p_paddr 24, p_filesz 32, p_memsz 40; Elf32_Phdr: 4, 8, 12, 16, 20.
             let begin = index(word(header, 8, 4)?)?;
             let end = begin.checked_add(index(word(header, 32, 16)?)?)?;
             let bytes = file.get(begin..end)?;
@@ -70,7 +76,8 @@ impl Elf {
                 elf.pvh_entry = elf.pvh_entry.or(pvh_entry(bytes));
             } else if memory_len != 0 {
                 let memory_len = memory_len.max(bytes.len() as u64);
-                elf.loads.push(Load { gpa: word(header, 24, 12)?, file: begin..end, memory_len });
+                let (virt, gpa) = (word(header, 16, 8)?, word(header, 24, 12)?);
+                elf.loads.push(Load { gpa, virt, file: begin..end, memory_len });
             }
         }
         Some(elf)
@@ -82,19 +89,41 @@ impl Elf {
             Protocol::Linux64 => self.wide.then_some(self.entry),
             Protocol::Linux32 => (!self.wide).then_some(self.entry),
             Protocol::Pvh => self.pvh_entry,
+            Protocol::Multiboot | Protocol::Multiboot2 | Protocol::Flat16 | Protocol::Flat32 => None,
         }
+    }
+
+    /// Whether it is a 64-bit program.
+    pub(super) fn is_wide(&self) -> bool {
+        self.wide
+    }
+
+    /// The plain entry as a physical address. A kernel that is linked for another place gives it as a virtual one, which the
+    /// segment that it is in translates, as in GRUB.
+    pub(super) fn physical_entry(&self) -> u64 {
+        let inside = |load: &&Load| self.entry.checked_sub(load.virt).is_some_and(|offset| offset < load.memory_len);
+        let segment = self.loads.iter().find(inside);
+        segment.map_or(self.entry, |load| (self.entry - load.virt).wrapping_add(load.gpa))
+    }
+
+    /// Its segments.
+    pub(super) fn loads(&self) -> Result<&[Load], LoadError> {
+        if self.loads.is_empty() { Err(LoadError::Damaged("it has nothing to load")) } else { Ok(&self.loads) }
     }
 
     /// Puts its segments where they belong. Addresses are absolute, so they count from 0.
     pub(super) fn place(&self, file: &Arc<[u8]>, layout: &mut Layout) -> Result<u64, LoadError> {
-        if self.loads.is_empty() {
-            return Err(LoadError::Damaged("it has nothing to load"));
-        }
-        for load in &self.loads {
-            layout.file("The kernel", load.gpa, file, load.file.clone(), load.memory_len)?;
-        }
+        place(self.loads()?, 0, file, layout)?;
         Ok(0)
     }
+}
+
+/// Puts parts of a file where they belong, moved by so many bytes modulo 2^64.
+pub(super) fn place(loads: &[Load], moved: u64, file: &Arc<[u8]>, layout: &mut Layout) -> Result<(), LoadError> {
+    for load in loads {
+        layout.file("The kernel", load.gpa.wrapping_add(moved), file, load.file.clone(), load.memory_len)?;
+    }
+    Ok(())
 }
 
 /// Looks for Xen's note: name and description are padded to 4 bytes (System V ABI, 5, "Note Section").

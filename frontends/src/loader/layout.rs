@@ -27,7 +27,7 @@ const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// Where the firmware's tables are: MP and ACPI.
 const FIRMWARE: Range<u64> = 0xf_0000..0x10_0000;
 const FOUR_GIB: u64 = 4 << 30;
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// The guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,21 +83,55 @@ impl Layout {
         self.pieces
     }
 
-    fn no_room(&self, what: &'static str) -> LoadError {
+    /// That something does not fit.
+    pub(super) fn no_room(&self, what: &'static str) -> LoadError {
         LoadError::NoRoom(what, (self.ram.low + self.ram.high) >> 20)
     }
 
     /// Takes a range, which has to be usable memory below 4 GiB that nobody else has.
     fn take(&mut self, what: &'static str, at: u64, len: u64) -> Result<(), LoadError> {
         let range = at..at.checked_add(len).ok_or_else(|| self.no_room(what))?;
-        let usable = self.ram.map().into_iter().any(|(ram, kind)| {
-            kind == Kind::Usable && ram.start < FOUR_GIB && ram.start <= range.start && range.end <= ram.end
-        });
-        if !usable || self.taken.iter().any(|other| range.start < other.end && other.start < range.end) {
+        if !self.is_free(&range) {
             return Err(self.no_room(what));
         }
         self.taken.push(range);
         Ok(())
+    }
+
+    /// Whether a range is usable memory below 4 GiB that nobody has.
+    pub(super) fn is_free(&self, range: &Range<u64>) -> bool {
+        let usable = self.usable().any(|ram| ram.start <= range.start && range.end <= ram.end);
+        usable && !self.taken.iter().any(|other| range.start < other.end && other.start < range.end)
+    }
+
+    fn usable(&self) -> impl Iterator<Item = Range<u64>> {
+        let map = self.ram.map().into_iter();
+        map.filter(|(ram, kind)| *kind == Kind::Usable && ram.start < FOUR_GIB).map(|(ram, _)| ram)
+    }
+
+    /// Where what was put somewhere ends.
+    pub(super) fn end(&self) -> u64 {
+        self.taken.iter().map(|taken| taken.end).max().unwrap_or_default()
+    }
+
+    /// The lowest place inside a range for so many bytes, on a multiple of `align`.
+    pub(super) fn lowest(&self, len: u64, align: u64, within: Range<u64>) -> Option<u64> {
+        let starts = self.usable().map(|ram| ram.start).chain(self.taken.iter().map(|taken| taken.end));
+        let starts = starts.chain([within.start]).filter_map(|start| start.checked_next_multiple_of(align));
+        starts.filter(|&start| self.fits(start, len, &within)).min()
+    }
+
+    /// The highest place likewise.
+    pub(super) fn highest(&self, len: u64, align: u64, within: Range<u64>) -> Option<u64> {
+        let ends = self.usable().map(|ram| ram.end).chain(self.taken.iter().map(|taken| taken.start));
+        let starts = ends.chain([within.end]).filter_map(|end| end.checked_sub(len).map(|start| start / align * align));
+        starts.filter(|&start| self.fits(start, len, &within)).max()
+    }
+
+    fn fits(&self, start: u64, len: u64, within: &Range<u64>) -> bool {
+        start
+            .checked_add(len)
+            .is_some_and(|end| within.start <= start && end <= within.end && self.is_free(&(start..end)))
     }
 
     /// Bytes at an address.
@@ -121,13 +155,18 @@ impl Layout {
         Ok(())
     }
 
-    /// The initial RAM disk, as high as it may be. Returns where it is.
-    pub(super) fn top(&mut self, file: &Arc<[u8]>, last: u64) -> Result<Range<u64>, LoadError> {
-        const WHAT: &str = "The initial RAM disk";
+    /// The initial RAM disk or a module, as high as it may be and there is room. Returns where it is.
+    pub(super) fn top(&mut self, what: &'static str, file: &Arc<[u8]>, last: u64) -> Result<Range<u64>, LoadError> {
         let len = file.len() as u64;
-        let end = self.ram.low.min(last.saturating_add(1));
-        let at = end.checked_sub(len).ok_or_else(|| self.no_room(WHAT))? / PAGE * PAGE;
-        self.file(WHAT, at, file, 0..file.len(), len)?;
+        let mut end = self.ram.low.min(last.saturating_add(1));
+        let at = loop {
+            let at = end.checked_sub(len).ok_or_else(|| self.no_room(what))? / PAGE * PAGE;
+            match self.taken.iter().find(|other| at < other.end && other.start < at + len) {
+                Some(other) => end = other.start,
+                None => break at,
+            }
+        };
+        self.file(what, at, file, 0..file.len(), len)?;
         Ok(at..at + len)
     }
 }

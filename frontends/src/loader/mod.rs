@@ -10,8 +10,10 @@
 mod bytes;
 mod bzimage;
 mod elf;
+mod flat;
 mod layout;
 mod linux;
+mod multiboot;
 mod pvh;
 mod run;
 
@@ -23,52 +25,97 @@ pub(crate) use run::run;
 use bzimage::BzImage;
 use elf::Elf;
 use layout::{Layout, Ram};
+use multiboot::Version;
 use std::fmt;
 use std::sync::Arc;
 
 /// A kernel with what belongs to it.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct OsImage {
-    /// The kernel's file: a bzImage or an ELF program for x86.
+    /// The kernel's file: a bzImage, an ELF program for x86, whatever has a Multiboot header, or a flat image.
     pub kernel: Arc<[u8]>,
-    /// The initial RAM disk, if it wants one.
+    /// The initial RAM disk, if it wants one; by Multiboot it is the first module.
     pub initrd: Option<Arc<[u8]>>,
-    /// The kernel's command line, up to 2047 bytes without a zero.
+    /// Modules, for Multiboot.
+    pub modules: Vec<Module>,
+    /// The kernel's command line, up to 4095 bytes without a zero, or fewer if it says so.
     pub cmdline: String,
-    /// The protocol by which to enter it; `None` takes the first of [`Protocol::ALL`] that it has.
+    /// The protocol by which to enter it; `None` takes the first of [`Protocol::ALL`] that it has. A flat image has to be
+    /// called one.
     pub protocol: Option<Protocol>,
+    /// Where a flat image goes, a guest physical address; `None`: 7C00H for real mode, 1 MiB for protected mode.
+    pub load_at: Option<u64>,
+}
+
+/// A file that a Multiboot kernel gets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Module {
+    /// Its contents.
+    pub file: Arc<[u8]>,
+    /// Its command line, without a zero.
+    pub cmdline: String,
+}
+
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, {:?}", self.file.len(), self.cmdline)
+    }
 }
 
 impl fmt::Debug for OsImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let initrd = self.initrd.as_ref().map(|initrd| initrd.len());
-        let OsImage { kernel, cmdline, protocol, .. } = self;
-        write!(f, "OsImage({} bytes, initrd {initrd:?}, {cmdline:?}, {protocol:?})", kernel.len())
+        let OsImage { kernel, modules, cmdline, protocol, load_at, .. } = self;
+        let len = kernel.len();
+        write!(
+            f,
+            "OsImage({len} bytes, initrd {initrd:?}, {modules:?}, {cmdline:?}, {protocol:?}, load at {load_at:x?})"
+        )
     }
 }
 
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
+    /// Multiboot 2: 32-bit protected mode, EAX 36D76289H, EBX points to its information.
+    Multiboot2,
+    /// Multiboot 1: the same, EAX 2BADB002H.
+    Multiboot,
     /// The 64-bit boot protocol of Linux: long mode, RSI points to the zero page.
     Linux64,
     /// PVH: 32-bit protected mode, EBX points to `hvm_start_info` (Xen's x86/HVM direct boot ABI).
     Pvh,
     /// The 32-bit boot protocol of Linux: 32-bit protected mode, ESI points to the zero page.
     Linux32,
+    /// No protocol: a flat image is entered at its first byte in real mode.
+    Flat16,
+    /// Likewise in 32-bit protected mode.
+    Flat32,
 }
 
 impl Protocol {
-    /// Every protocol, the preferred one first.
-    pub const ALL: [Protocol; 3] = [Protocol::Linux64, Protocol::Pvh, Protocol::Linux32];
+    /// Every protocol, the preferred one first: a Multiboot header says more about a program than its plain entry.
+    pub const ALL: [Protocol; 7] = [
+        Protocol::Multiboot2,
+        Protocol::Multiboot,
+        Protocol::Linux64,
+        Protocol::Pvh,
+        Protocol::Linux32,
+        Protocol::Flat16,
+        Protocol::Flat32,
+    ];
 
     /// The name in a matrix.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Protocol::Multiboot2 => "multiboot2",
+            Protocol::Multiboot => "multiboot",
             Protocol::Linux64 => "linux64",
             Protocol::Pvh => "pvh",
             Protocol::Linux32 => "linux32",
+            Protocol::Flat16 => "flat16",
+            Protocol::Flat32 => "flat32",
         }
     }
 
@@ -83,7 +130,7 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// The file is no kernel that this loader knows.
-    #[error("The file is neither a bzImage nor an ELF program for x86.")]
+    #[error("The file is neither a bzImage nor an ELF program for x86, and has no Multiboot header.")]
     UnknownFormat,
     /// The file's own numbers do not fit together.
     #[error("The kernel's file is damaged: {0}.")]
@@ -91,7 +138,13 @@ pub enum LoadError {
     /// The kernel cannot be entered as asked.
     #[error("The kernel has no entry for the protocol {0}.")]
     NoSuchEntry(&'static str),
-    /// The command line is too long, or contains a zero.
+    /// The kernel says that it needs something that is not to be had.
+    #[error("The kernel requires {0}.")]
+    Refused(&'static str),
+    /// The protocol has no place for something that goes with the kernel.
+    #[error("The protocol {0} takes no {1}.")]
+    NotTaken(&'static str, &'static str),
+    /// The command line, or a module's string, is too long or contains a zero.
     #[error("The command line is longer than the {0} bytes that the kernel takes, or contains a zero.")]
     CommandLine(usize),
     /// What has to be in memory does not fit there.
@@ -143,16 +196,46 @@ impl fmt::Debug for Piece {
 /// How the BSP begins. All other general registers are 0, interrupts are off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Long mode with memory mapped to itself rather than 32-bit protected mode without paging.
-    pub(crate) long_mode: bool,
-    /// Where.
+    pub(crate) mode: Mode,
+    /// Whether there is a GDT ([`layout::GDT`]).
+    pub(crate) gdt: bool,
+    /// Where: a linear address.
     pub(crate) rip: u64,
-    /// RBX: PVH's start info.
+    /// RAX: Multiboot's magic number.
+    pub(crate) rax: u64,
+    /// RBX: PVH's start info, or Multiboot's information.
     pub(crate) rbx: u64,
     /// RSI: Linux's zero page.
     pub(crate) rsi: u64,
 }
 
+/// The mode of the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Real mode; CS is the segment of 64 KiB that RIP is in.
+    Real,
+    /// 32-bit protected mode without paging.
+    Protected,
+    /// Long mode with memory mapped to itself.
+    Long,
+}
+
+impl Entry {
+    /// An entry there with all registers 0.
+    fn at(mode: Mode, rip: u64) -> Entry {
+        Entry { mode, gdt: false, rip, rax: 0, rbx: 0, rsi: 0 }
+    }
+}
+
+/// What can go with a kernel, and not with every protocol. Each takes a command line, but for flat images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Initrd,
+    Modules,
+    LoadAddress,
+}
+
+/// A file by the protocols of Linux and PVH.
 enum Format {
     BzImage(BzImage),
     Elf(Elf),
@@ -164,11 +247,40 @@ impl OsImage {
     /// # Errors
     /// Why it cannot.
     pub fn check(&self, memory_bytes: u64) -> Result<(), LoadError> {
-        self.place(Ram::of(memory_bytes)).map(drop)
+        self.place(Ram::of(memory_bytes), None).map(drop)
     }
 
-    /// Where everything goes.
-    fn place(&self, ram: Ram) -> Result<Placed, LoadError> {
+    /// Where everything goes. `rsdp` is what the guest will find of ACPI.
+    fn place(&self, ram: Ram, rsdp: Option<&[u8]>) -> Result<Placed, LoadError> {
+        match self.protocol {
+            Some(Protocol::Multiboot) => multiboot::place(self, Version::One, ram, rsdp),
+            Some(Protocol::Multiboot2) => multiboot::place(self, Version::Two, ram, rsdp),
+            Some(protocol @ (Protocol::Flat16 | Protocol::Flat32)) => flat::place(self, protocol, ram),
+            Some(Protocol::Linux64 | Protocol::Linux32 | Protocol::Pvh) => self.place_kernel(ram),
+            None => match multiboot::version_of(&self.kernel) {
+                Some(version) => multiboot::place(self, version, ram, rsdp),
+                None => self.place_kernel(ram),
+            },
+        }
+    }
+
+    /// Refuses what the protocol has no place for: all but these parts.
+    fn takes(&self, protocol: Protocol, taken: &[Part]) -> Result<(), LoadError> {
+        let is_flat = matches!(protocol, Protocol::Flat16 | Protocol::Flat32);
+        let left_over = [
+            (self.initrd.is_some() && !taken.contains(&Part::Initrd), "initial RAM disk"),
+            (!self.modules.is_empty() && !taken.contains(&Part::Modules), "modules"),
+            (self.load_at.is_some() && !taken.contains(&Part::LoadAddress), "load address"),
+            (is_flat && !self.cmdline.is_empty(), "command line"),
+        ];
+        match left_over.into_iter().find(|(is_there, _)| *is_there) {
+            Some((_, what)) => Err(LoadError::NotTaken(protocol.name(), what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Where everything of a bzImage or an ELF program goes by the protocols of Linux or PVH.
+    fn place_kernel(&self, ram: Ram) -> Result<Placed, LoadError> {
         let format = if let Some(image) = BzImage::parse(&self.kernel)? {
             Format::BzImage(image)
         } else if let Some(program) = Elf::parse(&self.kernel)? {
@@ -185,31 +297,29 @@ impl OsImage {
                 .find(|&protocol| format.entry(protocol).is_some())
                 .ok_or(LoadError::NoSuchEntry("of any kind"))?,
         };
+        self.takes(protocol, &[Part::Initrd])?;
         let mut layout = Layout::new(ram);
         let (cmdline_max, initrd_max) = match &format {
             Format::BzImage(image) => (image.cmdline_max, image.initrd_max),
             Format::Elf(_) => (layout::CMDLINE_MAX, u64::from(u32::MAX)),
         };
-        let cmdline_max = cmdline_max.min(layout::CMDLINE_MAX);
-        if self.cmdline.len() > cmdline_max || self.cmdline.contains('\0') {
-            return Err(LoadError::CommandLine(cmdline_max));
-        }
+        checked_string(&self.cmdline, cmdline_max.min(layout::CMDLINE_MAX))?;
         let load = match &format {
             Format::BzImage(image) => image.place(&self.kernel, &mut layout)?,
             Format::Elf(program) => program.place(&self.kernel, &mut layout)?,
         };
         let rip = format.entry(protocol).expect("it was asked for above") + load;
         let initrd = self.initrd.as_ref().filter(|initrd| !initrd.is_empty());
-        let initrd = initrd.map(|initrd| layout.top(initrd, initrd_max)).transpose()?;
+        let initrd = initrd.map(|initrd| layout.top("The initial RAM disk", initrd, initrd_max)).transpose()?;
         layout.fixed("The command line", layout::CMDLINE, [self.cmdline.as_bytes(), &[0]].concat())?;
         layout.fixed("The GDT", layout::GDT, layout::gdt(protocol == Protocol::Linux64))?;
-        let mut entry = Entry { long_mode: false, rip, rbx: 0, rsi: 0 };
+        let mut entry = Entry { gdt: true, ..Entry::at(Mode::Protected, rip) };
         match protocol {
             Protocol::Pvh => {
                 layout.fixed("The start info", layout::START_INFO, pvh::start_info(ram, initrd))?;
                 entry.rbx = layout::START_INFO;
             }
-            Protocol::Linux32 | Protocol::Linux64 => {
+            _ => {
                 let header = match &format {
                     Format::BzImage(image) => image.setup_header(&self.kernel),
                     Format::Elf(_) => &[],
@@ -220,10 +330,15 @@ impl OsImage {
         }
         if protocol == Protocol::Linux64 {
             layout.fixed("The page tables", layout::PAGE_TABLES, layout::page_tables())?;
-            entry.long_mode = true;
+            entry.mode = Mode::Long;
         }
         Ok(Placed { pieces: layout.pieces(), entry })
     }
+}
+
+/// A text that has a place in memory, where a zero ends it.
+fn checked_string(text: &str, max: usize) -> Result<&str, LoadError> {
+    if text.len() > max || text.contains('\0') { Err(LoadError::CommandLine(max)) } else { Ok(text) }
 }
 
 impl Format {

@@ -34,7 +34,7 @@ fn bzimage(payload: &[u8]) -> Vec<u8> {
 }
 
 /// An ELF program of one segment at 2 MiB, 64-bit or 32-bit, with or without PVH's note.
-fn elf(wide: bool, pvh: Option<u32>) -> Vec<u8> {
+pub(super) fn elf(wide: bool, pvh: Option<u32>) -> Vec<u8> {
     let mut notes = Vec::new();
     for (kind, desc) in [(6_u32, 0_u32)].into_iter().chain(pvh.map(|entry| (18, entry))) {
         for word in [4, 4, kind] {
@@ -80,15 +80,22 @@ fn elf(wide: bool, pvh: Option<u32>) -> Vec<u8> {
     file
 }
 
-fn image(kernel: Vec<u8>) -> OsImage {
-    OsImage { kernel: kernel.into(), initrd: None, cmdline: "console=ttyS0".into(), protocol: None }
+pub(super) fn image(kernel: Vec<u8>) -> OsImage {
+    OsImage {
+        kernel: kernel.into(),
+        initrd: None,
+        modules: Vec::new(),
+        cmdline: "console=ttyS0".into(),
+        protocol: None,
+        load_at: None,
+    }
 }
 
-fn place(image: &OsImage) -> Result<Placed, LoadError> {
-    image.place(Ram::of(64 << 20))
+pub(super) fn place(image: &OsImage) -> Result<Placed, LoadError> {
+    image.place(Ram::of(64 << 20), None)
 }
 
-fn piece(placed: &Placed, at: u64) -> &[u8] {
+pub(super) fn piece(placed: &Placed, at: u64) -> &[u8] {
     placed.pieces.iter().find(|piece| piece.gpa == at).expect("a piece is there").bytes()
 }
 
@@ -96,7 +103,7 @@ fn piece(placed: &Placed, at: u64) -> &[u8] {
 fn a_bzimage_enters_in_long_mode() {
     let image = OsImage { initrd: Some(vec![7; 5000].into()), ..image(bzimage(b"kernel")) };
     let placed = place(&image).expect("it fits");
-    let entry = Entry { long_mode: true, rip: PREFERRED + 0x200, rbx: 0, rsi: ZERO_PAGE };
+    let entry = Entry { gdt: true, rsi: ZERO_PAGE, ..Entry::at(Mode::Long, PREFERRED + 0x200) };
     assert_eq!(placed.entry, entry);
     assert_eq!(piece(&placed, PREFERRED), b"kernel");
     assert_eq!(piece(&placed, CMDLINE), b"console=ttyS0\0");
@@ -137,7 +144,7 @@ fn the_page_tables_map_4_gib_to_themselves() {
 #[test]
 fn a_bzimage_enters_in_protected_mode_when_asked_or_old() {
     let asked = OsImage { protocol: Some(Protocol::Linux32), ..image(bzimage(b"kernel")) };
-    let entry = Entry { long_mode: false, rip: PREFERRED, rbx: 0, rsi: ZERO_PAGE };
+    let entry = Entry { gdt: true, rsi: ZERO_PAGE, ..Entry::at(Mode::Protected, PREFERRED) };
     assert_eq!(place(&asked).map(|placed| placed.entry), Ok(entry));
     let mut old = bzimage(b"kernel");
     old[0x206] = 0x04;
@@ -152,12 +159,12 @@ fn a_bzimage_enters_in_protected_mode_when_asked_or_old() {
 
 #[test]
 fn programs_enter_as_their_class_and_notes_say() {
-    let zero_page = Entry { long_mode: true, rip: 0x20_0002, rbx: 0, rsi: ZERO_PAGE };
+    let zero_page = Entry { gdt: true, rsi: ZERO_PAGE, ..Entry::at(Mode::Long, 0x20_0002) };
     let placed = place(&image(elf(true, None))).expect("it fits");
     assert_eq!(placed.entry, zero_page);
     assert_eq!(piece(&placed, 0x20_0000), b"code");
     let placed = place(&image(elf(false, None))).expect("it fits");
-    assert_eq!(placed.entry, Entry { long_mode: false, ..zero_page });
+    assert_eq!(placed.entry, Entry { mode: Mode::Protected, ..zero_page });
     assert_eq!(piece(&placed, 0x20_0000), b"code");
     for wide in [true, false] {
         let pvh = OsImage {
@@ -166,7 +173,7 @@ fn programs_enter_as_their_class_and_notes_say() {
             ..image(elf(wide, Some(0x20_0123)))
         };
         let placed = place(&pvh).expect("it fits");
-        assert_eq!(placed.entry, Entry { long_mode: false, rip: 0x20_0123, rbx: START_INFO, rsi: 0 });
+        assert_eq!(placed.entry, Entry { gdt: true, rbx: START_INFO, ..Entry::at(Mode::Protected, 0x20_0123) });
         let info = piece(&placed, START_INFO);
         assert_eq!(u32_at(info, 0), Some(0x336e_c578));
         assert_eq!((u32_at(info, 12), u64_at(info, 16)), (Some(1), Some(START_INFO + 0x40)), "a module");
@@ -197,7 +204,7 @@ proptest! {
         let kernel = if program { elf(true, Some(0x20_0000)) } else { bzimage(&[1; 5000]) };
         let image = OsImage { initrd: Some(vec![1; initrd].into()), ..image(kernel) };
         let ram = Ram::of(mib << 20);
-        let mut placed = image.place(ram).expect("it fits");
+        let mut placed = image.place(ram, None).expect("it fits");
         placed.pieces.sort_by_key(|piece| piece.gpa);
         let mut end = 0;
         for piece in &placed.pieces {
@@ -228,7 +235,7 @@ fn loaded(image: OsImage, rules: Rules) -> (FakeKernel, Result<(), String>) {
     let result = Arc::new(parking_lot::Mutex::new(Ok(())));
     let inside = Arc::clone(&result);
     host.run("loader", move || {
-        *inside.lock() = run(&system, "guest", 64 << 20, &image, &V13_2).map_err(|failure| failure.to_string());
+        *inside.lock() = run(&system, "guest", 64 << 20, &image, &V13_2, None).map_err(|failure| failure.to_string());
     });
     let result = result.lock().clone();
     (kernel, result)
@@ -261,11 +268,53 @@ fn the_loader_makes_a_vm_and_leaves_it() {
 }
 
 #[test]
+fn a_flat_image_is_where_the_table_says() {
+    let flat = |protocol, load| OsImage {
+        cmdline: String::new(),
+        protocol: Some(protocol),
+        load_at: load,
+        ..image(b"code".to_vec())
+    };
+    let entry = |image: &OsImage| place(image).map(|placed| placed.entry);
+    let sector = Entry::at(Mode::Real, 0x7c00);
+    assert_eq!(entry(&flat(Protocol::Flat16, None)), Ok(sector));
+    let high = Entry { rip: 0x2_0010, ..sector };
+    assert_eq!(entry(&flat(Protocol::Flat16, Some(0x2_0010))), Ok(high));
+    assert_eq!(entry(&flat(Protocol::Flat32, None)), Ok(Entry::at(Mode::Protected, 0x10_0000)));
+    let placed = place(&flat(Protocol::Flat32, Some(0x1000))).expect("nothing is in the way");
+    assert_eq!(piece(&placed, 0x1000), b"code");
+    assert_eq!(placed.pieces.len(), 1);
+
+    let real_mode = Err(LoadError::NoRoom("An image that runs in real mode", 1));
+    assert_eq!(entry(&flat(Protocol::Flat16, Some(0x10_0000))), real_mode);
+    assert_eq!(entry(&flat(Protocol::Flat16, Some(u64::MAX))), real_mode);
+    assert_eq!(entry(&flat(Protocol::Flat32, Some(64 << 20))), Err(LoadError::NoRoom("The image", 64)));
+    let told = OsImage { cmdline: "x".into(), ..flat(Protocol::Flat32, None) };
+    assert_eq!(entry(&told), Err(LoadError::NotTaken("flat32", "command line")));
+    let elsewhere = OsImage { load_at: Some(0), ..image(bzimage(b"kernel")) };
+    assert_eq!(entry(&elsewhere), Err(LoadError::NotTaken("linux64", "load address")));
+    let empty = OsImage { kernel: Arc::from([]), ..flat(Protocol::Flat16, None) };
+    assert!(matches!(entry(&empty), Err(LoadError::Damaged(_))));
+}
+
+#[test]
+fn the_loader_enters_in_real_mode() {
+    let flat = OsImage { cmdline: String::new(), protocol: Some(Protocol::Flat16), ..image(b"code".to_vec()) };
+    for (load_at, cs, ip, sp) in [(None, 0, 0x7c00, 0), (Some(0x2_0018), 0x2000, 0x18, 0)] {
+        let (kernel, result) = loaded(OsImage { load_at, ..flat.clone() }, Rules::default());
+        assert_eq!(result, Ok(()));
+        let registers = [Reg::Cs, Reg::Rip, Reg::Rsp, Reg::Cr0, Reg::Ds].map(|reg| kernel.register(0, reg));
+        assert_eq!(registers, [cs, ip, sp, 0x20, 0].map(Some));
+        assert_eq!(kernel.base(0, Reg::Cs), Some(cs << 4));
+    }
+}
+
+#[test]
 fn the_loader_says_why_it_failed() {
     let taken = Rules { name_taken: true, ..Rules::default() };
     let (_, result) = loaded(image(elf(true, None)), taken);
     assert_eq!(result, Err("vm_create: File exists".into()));
     let (kernel, result) = loaded(image(b"no kernel".to_vec()), Rules::default());
-    assert_eq!(result, Err("The file is neither a bzImage nor an ELF program for x86.".into()));
+    assert_eq!(result, Err(LoadError::UnknownFormat.to_string()));
     assert_eq!(kernel.calls(), [""; 0], "nothing was begun");
 }

@@ -139,7 +139,7 @@ impl GenericAddress {
 }
 
 /// Root System Description Pointer, revision 2 (ACPI 5.2.5.3).
-fn rsdp() -> Vec<u8> {
+pub(crate) fn rsdp() -> Vec<u8> {
     let mut fields = Fields(Vec::new());
     fields.bytes(b"RSD PTR ").u8(0).bytes(b"BHYVE ").u8(2).u32(RSDT as u32);
     fields.u32(36).u64(XSDT).u8(0).bytes(&[0; 3]);

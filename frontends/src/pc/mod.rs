@@ -4,24 +4,32 @@
 //! calls. What real machines have and bhyve leaves to the kernel is not here: PIC, PIT, RTC, PM timer, I/O APIC, HPET.
 //!
 //! bhyve has a few devices more, whose ports and memory answer here like everybody's that is not there: the POST port,
-//! fwctl, the VM generation counter with its GPE block, SMBIOS.
+//! fwctl, the VM generation counter with its GPE block.
+//!
+//! What a machine has beyond that if asked for is in [`isa`], [`piix4`] and [`smbios`].
 
 pub(crate) mod acpi;
+pub(crate) mod isa;
 mod kbdc;
 pub(crate) mod mptable;
 pub(crate) mod pci;
+mod piix4;
 pub(crate) mod pm;
+pub(crate) mod smbios;
 mod uart;
 mod virtio;
 
-use crate::Console;
 use crate::pci_device::PciDevice;
+use crate::{Chipset, Console, IsaDevices};
 pub(crate) use virtio::Dma;
 
+use isa::Isa;
+use isa::fw_cfg::FwCfg;
 use kbdc::Kbdc;
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use pci::intx::Route;
 use pci::{Interrupt, Pci};
+use piix4::Piix4Pm;
 use pm::Pm;
 use std::sync::Arc;
 use uart::Uart;
@@ -55,6 +63,20 @@ pub(crate) enum Effect {
     Interrupts(Vec<Interrupt>),
     /// The guest reported to the harness.
     Report(GuestReport),
+    /// A level on an interrupt line: of the 8259s and the I/O APIC up to 15, of the I/O APIC alone above.
+    SetIrq {
+        /// The line's number, 0 to 23.
+        line: u8,
+        /// Whether it is raised.
+        high: bool,
+    },
+    /// The process is to end with this status.
+    Exit(i32),
+    /// The firmware configuration is to carry out the command at this address.
+    FwCfgDma {
+        /// Guest physical address.
+        gpa: u64,
+    },
 }
 
 /// 4 GiB.
@@ -84,13 +106,22 @@ impl Reaction {
 struct Devices {
     uart: Uart,
     pci: Pci,
-    pm: Pm,
+    power: Power,
     kbdc: Kbdc,
+    isa: Isa,
+}
+
+/// The registers by which the guest turns the machine off.
+enum Power {
+    Bhyve(Pm),
+    Piix4(Piix4Pm),
 }
 
 /// What a PC's bus 0 has beside the bridges.
 #[derive(Clone, Copy)]
 pub(crate) struct Bus<'a> {
+    /// Which bridges.
+    pub(crate) chipset: Chipset,
     /// The device of slot 5.
     pub(crate) movable_bar: bool,
     /// Virtio devices.
@@ -107,10 +138,21 @@ pub(crate) struct Pc {
 }
 
 impl Pc {
-    /// A PC after power-up, its COM1 on the console.
-    pub(crate) fn new(console: &Console, memory: Arc<dyn Dma>, bus: Bus<'_>) -> Pc {
-        let pci = Pci::new(bus.movable_bar, bus.devices, bus.bootrom, console);
-        let devices = Devices { uart: Uart::new(console), pci, pm: Pm::default(), kbdc: Kbdc::new() };
+    /// A PC after power-up, its COM1 on the console, with these of the ISA devices beyond the plain machine.
+    pub(crate) fn new(
+        console: &Console,
+        memory: Arc<dyn Dma>,
+        bus: Bus<'_>,
+        isa: IsaDevices,
+        fw_cfg: Option<FwCfg>,
+    ) -> Pc {
+        let pci = Pci::new(bus, console);
+        let power = match bus.chipset {
+            Chipset::Bhyve => Power::Bhyve(Pm::default()),
+            Chipset::I440fx => Power::Piix4(Piix4Pm::default()),
+        };
+        let isa = Isa::new(isa, fw_cfg, console);
+        let devices = Devices { uart: Uart::new(console), pci, power, kbdc: Kbdc::new(), isa };
         Pc { devices: Mutex::new(devices), memory }
     }
 
@@ -119,19 +161,27 @@ impl Pc {
         self.devices.lock().pci.routes()
     }
 
+    /// The firmware configuration, if the machine has it.
+    pub(crate) fn fw_cfg(&self) -> Option<MappedMutexGuard<'_, FwCfg>> {
+        MutexGuard::try_map(self.devices.lock(), |devices| devices.isa.fw_cfg()).ok()
+    }
+
     /// Takes over the state of every device from a PC that is no longer used.
     pub(crate) fn restore(&self, other: &Pc) {
         std::mem::swap(&mut *self.devices.lock(), &mut *other.devices.lock());
     }
 
-    /// `emulate_inout`: `None` where the handler refuses the access. Ports without a device read as all ones and ignore
-    /// writes (`default_inout`; `-e` is not given).
-    pub(crate) fn inout(&self, access: Inout) -> Option<Reaction> {
+    /// `emulate_inout` at the time `now_ns`: `None` where the handler refuses the access. Ports without a device read as all ones
+    /// and ignore writes (`default_inout`; `-e` is not given).
+    pub(crate) fn inout(&self, access: Inout, now_ns: u64) -> Option<Reaction> {
         let mut devices = self.devices.lock();
-        let Devices { uart, pci, pm, kbdc } = &mut *devices;
+        let Devices { uart, pci, power, kbdc, isa } = &mut *devices;
+        if let Some(reaction) = isa.inout(access) {
+            return Some(reaction);
+        }
         let Inout { port, bytes, data } = access;
         match (port, data) {
-            (uart::COM1..=uart::COM1_LAST, _) => uart_access(uart, access),
+            (uart::COM1..=uart::COM1_LAST, _) => uart_access(uart, access, uart::COM1, uart::COM1_IRQ),
             (REPORT_PORT, Some(word)) if bytes == 4 => {
                 Some(Reaction::of(Some(Effect::Report(GuestReport::from_word(word)))))
             }
@@ -148,21 +198,14 @@ impl Pc {
                 pci.write_data(port, bytes, data, &*self.memory);
                 Some(Reaction::of(pci.take_effect()))
             }
-            (pm::PM1_STATUS | pm::PM1_ENABLE | pm::PM1_CONTROL | pm::SMI_COMMAND | pm::RESET, None) => {
-                pm.read(port, bytes).map(Reaction::value)
-            }
-            (pm::PM1_STATUS | pm::PM1_ENABLE | pm::PM1_CONTROL | pm::SMI_COMMAND | pm::RESET, Some(data)) => {
-                pm.write(port, bytes, data)
-            }
             (kbdc::DATA | kbdc::STATUS, None) => kbdc.read(port, bytes).map(Reaction::value),
             (kbdc::DATA | kbdc::STATUS, Some(data)) => kbdc.write(port, bytes, data),
-            (_, None) => {
-                let value = pci.read_bar(true, port.into(), bytes).map_or(u32::MAX, |value| value as u32);
-                Some(Reaction { value, effect: pci.take_effect() })
-            }
-            (_, Some(data)) => {
-                pci.write_bar(true, port.into(), bytes, data.into(), &*self.memory);
-                Some(Reaction::of(pci.take_effect()))
+            _ => {
+                let power = match power {
+                    Power::Bhyve(pm) => pm.inout(access),
+                    Power::Piix4(pm) => pm.inout(access, pci.power_management_base(), now_ns),
+                };
+                power.unwrap_or_else(|| Some(bar_access(pci, access, &*self.memory)))
             }
         }
     }
@@ -197,14 +240,26 @@ fn in_window(gpa: u64) -> Option<u64> {
     gpa.checked_sub(pci::ECFG_BASE).filter(|offset| *offset < pci::ECFG_SIZE)
 }
 
-/// COM1 takes bytes, and words as two bytes at the next two ports (`lpc_uart_io_handler`).
-fn uart_access(uart: &mut Uart, access: Inout) -> Option<Reaction> {
+/// A port that only an I/O BAR may have: where none decodes it, all ones.
+fn bar_access(pci: &mut Pci, Inout { port, bytes, data }: Inout, dma: &dyn Dma) -> Reaction {
+    let value = match data {
+        None => pci.read_bar(true, port.into(), bytes).map_or(u32::MAX, |value| value as u32),
+        Some(data) => {
+            pci.write_bar(true, port.into(), bytes, data.into(), dma);
+            0
+        }
+    };
+    Reaction { value, effect: pci.take_effect() }
+}
+
+/// A UART takes bytes, and words as two bytes at the next two ports (`lpc_uart_io_handler`).
+fn uart_access(uart: &mut Uart, access: Inout, base: u16, irq: u8) -> Option<Reaction> {
     if access.bytes > 2 {
         return None;
     }
     let mut reaction = Reaction::NOTHING;
     for i in 0..access.bytes {
-        let offset = (access.port - uart::COM1) as u8 + i;
+        let offset = (access.port - base) as u8 + i;
         let pulsed = match access.data {
             Some(data) => uart.write(offset, data.to_le_bytes()[usize::from(i)]),
             None => {
@@ -214,7 +269,7 @@ fn uart_access(uart: &mut Uart, access: Inout) -> Option<Reaction> {
             }
         };
         if pulsed {
-            reaction.effect = Some(Effect::PulseIrq(uart::COM1_IRQ));
+            reaction.effect = Some(Effect::PulseIrq(irq));
         }
     }
     Some(reaction)
@@ -238,16 +293,17 @@ mod tests {
 
     fn pc() -> (Pc, Console) {
         let console = Console::new();
-        let bus = Bus { movable_bar: false, devices: &[], bootrom: true };
-        (Pc::new(&console, Arc::new(virtio::testing::Ram::new(0)), bus), console)
+        let bus = Bus { chipset: Chipset::Bhyve, movable_bar: false, devices: &[], bootrom: true };
+        let memory = Arc::new(virtio::testing::Ram::new(0));
+        (Pc::new(&console, memory, bus, IsaDevices::default(), None), console)
     }
 
     fn input(pc: &Pc, port: u16, bytes: u8) -> Option<u32> {
-        pc.inout(Inout { port, bytes, data: None }).map(|reaction| reaction.value)
+        pc.inout(Inout { port, bytes, data: None }, 0).map(|reaction| reaction.value)
     }
 
     fn output(pc: &Pc, port: u16, bytes: u8, data: u32) -> Option<Option<Effect>> {
-        pc.inout(Inout { port, bytes, data: Some(data) }).map(|reaction| reaction.effect)
+        pc.inout(Inout { port, bytes, data: Some(data) }, 0).map(|reaction| reaction.effect)
     }
 
     #[test]
@@ -285,7 +341,7 @@ mod tests {
         #[test]
         fn no_access_panics(port: u16, bytes in prop_oneof![Just(1_u8), Just(2), Just(4)], data: Option<u32>) {
             let (pc, _) = pc();
-            let _reaction = pc.inout(Inout { port, bytes, data });
+            let _reaction = pc.inout(Inout { port, bytes, data }, 0);
         }
 
         #[test]

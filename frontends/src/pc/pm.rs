@@ -1,12 +1,12 @@
 //! Power management (`pm.c`): the PM1a registers, the SMI command port and the reset port.
 
-use super::{Effect, Reaction};
+use super::{Effect, Inout, Reaction};
 use vmm::abi::suspend;
 
 /// PM1a status, 16 bits.
 pub(crate) const PM1_STATUS: u16 = 0x400;
 /// PM1a enable, 16 bits.
-pub(super) const PM1_ENABLE: u16 = 0x402;
+const PM1_ENABLE: u16 = 0x402;
 /// PM1a control, 16 bits.
 pub(crate) const PM1_CONTROL: u16 = 0x404;
 /// SMI command, 8 bits, write only.
@@ -39,8 +39,20 @@ pub(super) struct Pm {
 }
 
 impl Pm {
+    /// An access to a port; the outer `None` where it is none of these, the inner one where bhyve's handler refuses the access.
+    pub(super) fn inout(&mut self, access: Inout) -> Option<Option<Reaction>> {
+        let Inout { port, bytes, data } = access;
+        if !matches!(port, PM1_STATUS | PM1_ENABLE | PM1_CONTROL | SMI_COMMAND | RESET) {
+            return None;
+        }
+        Some(match data {
+            None => self.read(port, bytes).map(Reaction::value),
+            Some(data) => self.write(port, bytes, data),
+        })
+    }
+
     /// IN; `None` where bhyve's handler refuses the access.
-    pub(super) fn read(&self, port: u16, bytes: u8) -> Option<u32> {
+    fn read(&self, port: u16, bytes: u8) -> Option<u32> {
         match (port, bytes) {
             (PM1_STATUS, 2) => Some(0),
             (PM1_ENABLE, 2) => Some(self.enable.into()),
@@ -51,7 +63,7 @@ impl Pm {
     }
 
     /// OUT; `None` where bhyve's handler refuses the access.
-    pub(super) fn write(&mut self, port: u16, bytes: u8, data: u32) -> Option<Reaction> {
+    fn write(&mut self, port: u16, bytes: u8, data: u32) -> Option<Reaction> {
         match (port, bytes) {
             (PM1_STATUS, 2) => Some(Reaction::NOTHING),
             (PM1_ENABLE, 2) => {

@@ -1,4 +1,5 @@
-//! COM1: a 16550 whose interrupts are edges, as on bhyve's LPC bridge. It only sends.
+//! A 16550 whose interrupts are edges, as on bhyve's LPC bridge. What it receives, somebody typed at the console; it notices when the
+//! guest looks.
 
 use crate::Console;
 use std::convert::Infallible;
@@ -29,17 +30,21 @@ impl Trigger for Pulse {
 
 pub(super) struct Uart {
     serial: Serial<Pulse, NoEvents, Console>,
+    console: Console,
     pulse: Pulse,
 }
 
 impl Uart {
     pub(super) fn new(console: &Console) -> Uart {
         let pulse = Pulse::default();
-        Uart { serial: Serial::new(pulse.clone(), console.clone()), pulse }
+        Uart { serial: Serial::new(pulse.clone(), console.clone()), console: console.clone(), pulse }
     }
 
     /// Reads the register at `offset` from the first port. Returns it and whether the interrupt was pulsed.
     pub(super) fn read(&mut self, offset: u8) -> (u8, bool) {
+        let typed = self.console.take_typed(self.serial.fifo_capacity());
+        // There is room for so many; in loopback mode the line is cut off, and they are lost.
+        let _lost = self.serial.enqueue_raw_bytes(&typed);
         let value = self.serial.read(offset);
         (value, self.take_pulse())
     }
@@ -59,6 +64,7 @@ impl Uart {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Keyboard;
 
     #[test]
     fn sends_and_interrupts_only_when_told() {
@@ -70,5 +76,19 @@ mod tests {
         assert_eq!(uart.read(2).0 & 0xf, 0x2, "IIR says so, and forgets it");
         assert!(uart.write(0, b'b'), "it is empty again at once");
         assert_eq!(console.serial(), b"ab");
+    }
+
+    #[test]
+    fn receives_what_is_typed() {
+        let keyboard = Keyboard::default();
+        let mut uart = Uart::new(&Console::new().with_keyboard(keyboard.clone()));
+        assert_eq!(uart.read(5).0 & 1, 0, "LSR.DR: nothing is there");
+        keyboard.type_in(b"xy");
+        assert_eq!(uart.read(5).0 & 1, 1);
+        assert_eq!([uart.read(0).0, uart.read(0).0], *b"xy");
+        assert_eq!(uart.read(5).0 & 1, 0);
+        uart.write(1, 0x01);
+        keyboard.type_in(b"z");
+        assert!(uart.read(5).1, "IER.ERBFI: the interrupt comes with the byte");
     }
 }

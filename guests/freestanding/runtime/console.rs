@@ -50,24 +50,30 @@ fn put(byte: u8) {
 
 /// One line of output, written piece by piece.
 #[must_use = "a line ends with `end`"]
-pub(crate) struct Line;
+pub struct Line;
 
 impl Line {
     /// Text.
-    pub(crate) fn text(self, text: &str) -> Line {
+    pub fn text(self, text: &str) -> Line {
         text.bytes().for_each(put);
         self
     }
 
+    /// Bytes as they are.
+    pub fn bytes(self, bytes: impl Iterator<Item = u8>) -> Line {
+        bytes.for_each(put);
+        self
+    }
+
     /// A number in decimal.
-    pub(crate) fn decimal(self, number: u32) -> Line {
+    pub fn decimal(self, number: u32) -> Line {
         let line = if number >= 10 { self.decimal(number / 10) } else { self };
         put(b'0' + (number % 10) as u8);
         line
     }
 
     /// A number in hexadecimal, without leading zeros.
-    pub(crate) fn hex(self, number: u64) -> Line {
+    pub fn hex(self, number: u64) -> Line {
         let line = if number >= 16 { self.hex(number >> 4) } else { self };
         let digit = (number & 15) as u8;
         put(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
@@ -75,7 +81,7 @@ impl Line {
     }
 
     /// The line's end.
-    pub(crate) fn end(self) {
+    pub fn end(self) {
         put(b'\r');
         put(b'\n');
     }

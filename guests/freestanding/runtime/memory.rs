@@ -1,10 +1,10 @@
-//! Physical memory that no Rust object owns: the firmware's tables, and real mode's first 64 KiB.
+//! Physical memory that no Rust object owns: what firmware and loaders leave there, and real mode's first 64 KiB.
 
 use core::arch::asm;
 
 /// Reads a value of plain data at a physical address below 4 GiB, which is mapped to itself. Alignment does not matter.
-pub(crate) fn read<T: Plain>(address: u32) -> T {
-    // SAFETY: all of it is mapped, any bits make a `T`, and nobody writes to the firmware's tables.
+pub fn read<T: Plain>(address: u32) -> T {
+    // SAFETY: all of it is mapped, any bits make a `T`, and nobody writes to what firmware and loaders leave.
     unsafe { (address as usize as *const T).read_unaligned() }
 }
 
@@ -47,7 +47,7 @@ pub(crate) unsafe fn copy(from: u32, to: u32, len: u32) {
 ///
 /// # Safety
 /// They must be.
-pub(crate) unsafe trait Plain: Copy {}
+pub unsafe trait Plain: Copy {}
 
 // SAFETY: integers.
 unsafe impl Plain for u8 {}

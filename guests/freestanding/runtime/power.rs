@@ -17,6 +17,16 @@ pub(crate) fn set_pm1a_control(port: u16) {
     PM1A_CONTROL.store(port, Ordering::Relaxed);
 }
 
+/// QEMU's `isa-debug-exit`.
+const DEBUG_EXIT: u16 = 0xf4;
+
+/// Ends the machine through the debug-exit device, which makes of `value` a status of twice as much and one; powers it off where there
+/// is none.
+pub(crate) fn debug_exit(value: u32) -> ! {
+    port::write_u32(DEBUG_EXIT, value);
+    off()
+}
+
 /// Powers the machine off. Where that has no effect, the CPU stops.
 pub(crate) fn off() -> ! {
     port::write_u16(PM1A_CONTROL.load(Ordering::Relaxed), SLP_TYP_S5 | SLP_EN);

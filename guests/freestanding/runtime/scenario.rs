@@ -49,6 +49,12 @@ pub fn done(aps: usize) -> ! {
     power::off()
 }
 
+/// [`done`] through the debug-exit device.
+pub fn debug_exit(aps: usize, value: u32) -> ! {
+    report(DONE, aps as u32);
+    power::debug_exit(value)
+}
+
 impl Ap {
     /// INIT, asserted and de-asserted (MP specification B.4).
     pub fn init(&self) {

@@ -21,6 +21,10 @@ pub enum Package {
     Busybox,
     /// Debian's `memtest86+`: a bzImage of its own, which starts every CPU.
     Memtest,
+    /// Debian's `seabios`: a BIOS for QEMU's PC, 256 KiB.
+    Seabios,
+    /// Debian's `ovmf`: UEFI for QEMU's PC, with its variables in one file of 2 MiB.
+    Ovmf,
 }
 
 /// A package in the cache.
@@ -107,7 +111,8 @@ pub fn cache_directory() -> PathBuf {
 
 impl Package {
     /// Everything.
-    pub const ALL: [Package; 4] = [Package::Linux, Package::LinuxModules, Package::Busybox, Package::Memtest];
+    pub const ALL: [Package; 6] =
+        [Package::Linux, Package::LinuxModules, Package::Busybox, Package::Memtest, Package::Seabios, Package::Ovmf];
 
     /// The name on the command line and in a matrix.
     #[must_use]
@@ -117,6 +122,8 @@ impl Package {
             Package::LinuxModules => "linux-modules",
             Package::Busybox => "busybox",
             Package::Memtest => "memtest86+",
+            Package::Seabios => "seabios",
+            Package::Ovmf => "ovmf",
         }
     }
 
@@ -134,6 +141,8 @@ impl Package {
             Package::LinuxModules => "the drivers of virtio devices from the same package",
             Package::Busybox => "Debian's static busybox (busybox-static)",
             Package::Memtest => "Debian's memtest86+ for x86-64 (memtest86+)",
+            Package::Seabios => "Debian's BIOS for QEMU's PC (seabios)",
+            Package::Ovmf => "Debian's UEFI for QEMU's PC (ovmf)",
         }
     }
 
@@ -144,6 +153,8 @@ impl Package {
             Package::LinuxModules => modules(package),
             Package::Busybox => deb::extract(package, "bin/busybox"),
             Package::Memtest => deb::extract(package, "boot/memtest86+x64.bin"),
+            Package::Seabios => deb::extract(package, "usr/share/seabios/bios-256k.bin"),
+            Package::Ovmf => deb::extract(package, "usr/share/ovmf/OVMF.fd"),
         }
     }
 
@@ -152,7 +163,7 @@ impl Package {
         match self {
             Package::Linux | Package::LinuxModules => apt.dependency("linux-image-cloud-amd64", "linux-image-"),
             Package::Busybox => Ok("busybox-static".to_owned()),
-            Package::Memtest => Ok("memtest86+".to_owned()),
+            Package::Memtest | Package::Seabios | Package::Ovmf => Ok(self.name().to_owned()),
         }
     }
 

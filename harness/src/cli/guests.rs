@@ -4,6 +4,7 @@ use super::{Failure, MatrixArgs, print};
 use crate::pattern::did_you_mean;
 use ::guests::os::{Cached, Package, cache_directory};
 use clap::{Args, Subcommand};
+use frontends::Boot;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,7 @@ enum GuestsCommand {
 
 #[derive(Debug, Args)]
 struct FetchArgs {
-    /// Which: linux, linux-modules, busybox, memtest86+
+    /// Which: linux, linux-modules, busybox, memtest86+, seabios, ovmf
     #[arg(required = true, value_name = "PACKAGE", value_parser = package)]
     packages: Vec<Package>,
 }
@@ -75,7 +76,10 @@ fn export(args: &ExportArgs) -> Result<String, Failure> {
         let hint = did_you_mean(&args.guest, matrix.os_guests().iter().map(|guest| guest.name.as_str()));
         Failure::Usage(format!("no operating system of the matrix is named `{}`{hint}", args.guest))
     })?;
-    let image = guest.image().map_err(Failure::Usage)?;
+    let prepared = guest.prepare().map_err(Failure::Usage)?;
+    let Boot::Loader(image) = prepared.boot else {
+        return Err(Failure::Usage(format!("{} is a boot ROM: it has no kernel of its own to write", guest.name)));
+    };
     let memory = format!("{}\n", guest.memory_bytes >> 20);
     let cmdline = format!("{}\n", image.cmdline);
     let files = [

@@ -41,6 +41,8 @@ enum TraceFormat {
     Svg,
     /// What the guest wrote to its serial port
     Console,
+    /// What the guest wrote to its debug console, if it has one
+    DebugConsole,
 }
 
 pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
@@ -55,6 +57,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<u8, Failure> {
             TraceFormat::Perfetto => perfetto::write(&trace, out),
             TraceFormat::Svg => svg::write(&trace, out),
             TraceFormat::Console => out.write_all(&run.serial),
+            TraceFormat::DebugConsole => out.write_all(&run.debug),
         }
     };
     match &args.output {

@@ -3,6 +3,7 @@
 use super::bound::Bound;
 use crate::pattern::Pattern;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -228,22 +229,46 @@ pub(super) struct KernelTable {
     pub about: String,
 }
 
-/// `[[guest]]`: an operating system.
+/// `[[guest]]`: an operating system, firmware, or a kernel of another kind.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GuestTable {
     pub name: Spanned<String>,
     pub about: String,
-    /// A package that `spinup guests fetch` fetches, or a path.
-    pub kernel: Spanned<String>,
+    /// What a loader puts into memory, or with `rom` what the firmware boots: a package that `spinup guests fetch` fetches, a
+    /// kernel that spinup makes, or a path.
+    pub kernel: Option<Spanned<String>>,
+    /// A boot ROM: likewise.
+    pub rom: Option<Spanned<String>>,
     /// An initial RAM disk that spinup makes, or a path.
     pub initrd: Option<Spanned<String>>,
+    /// Modules of Multiboot: a path or `multiboot-text`, and behind a space the module's own command line.
+    #[serde(default)]
+    pub modules: Vec<Spanned<String>>,
+    #[serde(default)]
     pub cmdline: String,
     pub memory_mib: Spanned<u32>,
     pub protocol: Option<Spanned<String>>,
+    /// Where a flat image goes.
+    pub load_at: Option<u32>,
+    pub chipset: Option<Spanned<String>>,
+    #[serde(default)]
+    pub isa: Vec<Spanned<String>>,
+    /// Files of the firmware configuration.
+    #[serde(default)]
+    pub fw_cfg: BTreeMap<String, FwCfgValue>,
+    #[serde(default)]
+    pub smbios: bool,
+    /// Whether a script runs the frontend again after a reset.
+    #[serde(default)]
+    pub rerun: bool,
     pub limits: LimitsTable,
     #[serde(default)]
     pub milestones: Vec<MilestoneTable>,
+    /// The milestone at which the guest is stopped. It is judged by its vCPUs then.
+    pub stop_at: Option<Spanned<String>>,
+    #[serde(default)]
+    pub answers: Vec<AnswerTable>,
     #[serde(default)]
     pub devices: Vec<Spanned<DeviceTable>>,
 }
@@ -259,6 +284,25 @@ pub(super) struct DeviceTable {
     pub file: Option<Spanned<String>>,
     /// Of a disk: `ro` or `snapshot`.
     pub mode: Option<Spanned<String>>,
+}
+
+/// What a file of the firmware configuration holds.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(untagged)]
+pub(super) enum FwCfgValue {
+    /// A number, as 64 bits.
+    Number(u64),
+    /// A text, with its zero.
+    Text(String),
+}
+
+/// What is typed when the guest's console says something.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AnswerTable {
+    pub line: Pattern,
+    #[serde(rename = "type")]
+    pub text: String,
 }
 
 /// A line of a guest's console.

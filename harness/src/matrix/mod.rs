@@ -16,7 +16,7 @@ pub mod verdict;
 pub use bound::{Bound, BoundError};
 pub use device::Device;
 pub use file::ConfigError;
-pub use guest::{Milestone, OsGuest};
+pub use guest::{Answer, Milestone, OsGuest, Prepared};
 pub use policy::{Date, Supported};
 
 use crate::catalog;

@@ -3,10 +3,10 @@
 use super::Setup;
 use crate::cell::{Cell, EngineKind};
 use crate::matrix::verdict::Verdict;
-use crate::matrix::{Expectation, OsGuest};
+use crate::matrix::{Expectation, OsGuest, Prepared};
 use crate::outcome::{Observed, Outcome, OutcomeKind, observe};
 use crate::trace::{CELL_LANE, StoredTrace, describe, lane};
-use frontends::{Boot, Console, Frontend, Launch};
+use frontends::{Boot, Console, Frontend, Keyboard, Launch, Stream};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -87,6 +87,8 @@ pub struct CellRun {
     pub serial: Vec<u8>,
     /// What it sent to its virtio console.
     pub virtio_console: Vec<u8>,
+    /// What it sent to its debug console.
+    pub debug: Vec<u8>,
 }
 
 /// Everything that a cell needs in order to run, whatever is expected of it.
@@ -152,7 +154,7 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         Ok(execution) => execution,
         Err(why) => {
             let result = CellResult::without_run(setup, cell, Verdict::NotApplicable, why);
-            return CellRun { result, trace: None, serial: Vec::new(), virtio_console: Vec::new() };
+            return CellRun { result, trace: None, serial: Vec::new(), debug: Vec::new(), virtio_console: Vec::new() };
         }
     };
     let expectation = setup.matrix.expectation(cell);
@@ -174,7 +176,8 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         divergence: None,
         log: whereabouts,
     };
-    CellRun { result, trace: Some(trace), serial: console.serial(), virtio_console: console.virtio() }
+    let [debug, virtio_console] = [Stream::Debug, Stream::Virtio].map(|stream| console.output(stream));
+    CellRun { result, trace: Some(trace), serial: console.serial(), debug, virtio_console }
 }
 
 /// Runs a cell; `began` gets its host before it does anything, to watch it with.
@@ -202,6 +205,7 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, St
     };
     let Finished { end, now_ns, mut trace } = finished;
     let seen = Observed::from_trace(&trace);
+    let seen = if os_guest.is_some_and(|guest| guest.stop_at.is_some()) { seen.by_vcpus() } else { seen };
     let outcome = observe(cell.cpus, &end, &seen);
     let whereabouts = matches!(end, End::HarnessError(_)).then(|| whereabouts(&booted, &trace));
     let last = trace.records.last();
@@ -254,26 +258,36 @@ fn whereabouts(booted: &Kernel, trace: &Trace) -> String {
 /// The cell's command line: what its guest boots from.
 fn launch(cell: &Cell, os_guest: Option<&OsGuest>, seed: u64) -> Result<Launch, String> {
     if let Some(os_guest) = os_guest {
-        let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Loader(os_guest.image()?));
+        let Prepared { boot, extras } = os_guest.prepare()?;
         let pci = os_guest.pci_devices(seed)?;
-        return Ok(Launch { memory_bytes: os_guest.memory_bytes, pci, ..launch });
+        let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, boot);
+        return Ok(Launch { memory_bytes: os_guest.memory_bytes, extras, pci, ..launch });
     }
     let rom = guests::rom_named(&cell.guest).expect("the catalog knows the cell's guest");
     Ok(Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Rom(rom.into())))
 }
 
-/// The cell's console. Lines that are milestones of an operating system are events.
+/// The cell's console. Lines that are milestones of an operating system are events; some are answered, and at one the cell is over.
 fn console(host: &Host, os_guest: Option<&OsGuest>) -> Console {
-    let Some(os_guest) = os_guest.filter(|guest| !guest.milestones.is_empty()) else {
+    let Some(os_guest) = os_guest.filter(|guest| guest.is_watched()) else {
         return Console::new();
     };
-    let (host, milestones) = (host.clone(), os_guest.milestones.clone());
-    Console::watched(move |line| {
+    let (host, milestones, stop_at) = (host.clone(), os_guest.milestones.clone(), os_guest.stop_at.clone());
+    let (answers, keyboard) = (os_guest.answers.clone(), Keyboard::default());
+    let typist = keyboard.clone();
+    let console = Console::watched(move |line| {
+        for answer in answers.iter().filter(|answer| answer.pattern.selects(line)) {
+            typist.type_in(answer.text.as_bytes());
+        }
         if let Some(milestone) = milestones.iter().find(|milestone| milestone.pattern.selects(line)) {
             let line = without_time(line).to_owned();
             host.emit(None, Event::Milestone { name: milestone.name.clone(), line });
+            if stop_at.as_ref() == Some(&milestone.name) {
+                host.end(End::Stopped);
+            }
         }
-    })
+    });
+    console.with_keyboard(keyboard)
 }
 
 /// A line of Linux's log without the time in front, `[    0.256124] `, which the trace has by itself.

@@ -68,7 +68,7 @@ impl Engines {
     /// Why it cannot be used here, in one sentence: with the measured speed when it is too slow.
     pub fn get_for(&self, kind: EngineKind, os_guest: Option<&OsGuest>) -> Result<Arc<dyn Engine>, String> {
         let engine = self.get(kind)?;
-        if kind == EngineKind::Kvm && os_guest.is_some() {
+        if kind == EngineKind::Kvm && os_guest.is_some_and(OsGuest::needs_speed) {
             let mips = self.kvm_mips.get_or_init(|| speed::measure(&*engine)).clone()?;
             if mips < speed::NEEDED_MIPS {
                 return Err(format!(

@@ -38,7 +38,7 @@ pub fn work() -> io::Result<()> {
     }
     for guest in begin.os_guests.iter().filter_map(|guest| kernels.os_guest(guest)) {
         // Read now; likewise.
-        let _ = guest.image();
+        let _ = guest.prepare();
     }
     let watch = Watch::start();
     // A host without seccomp can run cells all the same: the runner says so.

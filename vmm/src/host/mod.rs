@@ -45,6 +45,10 @@ pub enum End {
     Deadline,
     /// Every task waits without a time limit, and nobody is left to wake them.
     Deadlock,
+    /// Whoever watches the cell has seen what it waited for, and stopped it.
+    Stopped,
+    /// The guest has reset its machine as often as it may, this many times.
+    Rebooted(u32),
     /// Our own fault: a task of ours panicked in the sense of Rust, or an engine failed.
     HarnessError(String),
 }

@@ -38,7 +38,14 @@ impl Recorder {
             return NOT_KEPT;
         }
         self.panic_recorded |= matches!(event, Event::Panic { .. });
-        let tells_the_outcome = matches!(event, Event::Report(_) | Event::VmSuspended { .. } | Event::Message { .. });
+        let tells_the_outcome = matches!(
+            event,
+            Event::Report(_)
+                | Event::VmSuspended { .. }
+                | Event::Message { .. }
+                | Event::Milestone { .. }
+                | Event::FirstInstruction { .. }
+        );
         let capacity = if tells_the_outcome { CAPACITY + RESERVE } else { CAPACITY };
         if self.trace.records.len() >= capacity {
             self.trace.dropped += 1;
@@ -60,7 +67,8 @@ impl Recorder {
             End::Panic(message) => Event::Panic { message: message.clone() },
             End::Deadline => Event::Deadline,
             End::Deadlock => Event::Deadlock,
-            End::HarnessError(_) => return,
+            // What was waited for, or the last reset, is the last event.
+            End::Stopped | End::Rebooted(_) | End::HarnessError(_) => return,
         };
         self.trace.push(t_ns, Arc::clone(task), None, event, cause);
     }

@@ -120,6 +120,10 @@ pub const TEST_FLAT_DESTINATION: u32 = 17;
 pub const TEST_CLUSTER_DESTINATION: u32 = 18;
 /// After INIT an xAPIC has no logical ID, so that no logical STARTUP is for it.
 pub const TEST_INIT_CLEARS_LOGICAL_ID: u32 = 19;
+/// A kernel's modules are those that its arguments tell of.
+pub const TEST_MODULES: u32 = 20;
+/// The memory map that the loader hands on is sound.
+pub const TEST_MEMORY_MAP: u32 = 21;
 
 /// The name of a test (`TEST_*`).
 #[must_use]
@@ -144,6 +148,8 @@ pub const fn test_name(test: u32) -> Option<&'static str> {
         TEST_FLAT_DESTINATION => "flat-destination",
         TEST_CLUSTER_DESTINATION => "cluster-destination",
         TEST_INIT_CLEARS_LOGICAL_ID => "init-clears-logical-id",
+        TEST_MODULES => "modules",
+        TEST_MEMORY_MAP => "memory-map",
         _ => return None,
     })
 }

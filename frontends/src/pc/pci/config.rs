@@ -9,6 +9,7 @@ pub(crate) mod reg {
     pub(crate) const REVISION: usize = 0x08;
     pub(crate) const SUBCLASS: usize = 0x0a;
     pub(crate) const CLASS: usize = 0x0b;
+    pub(crate) const HEADER_TYPE: usize = 0x0e;
     pub(crate) const BAR0: usize = 0x10;
     pub(crate) const SUBSYSTEM_VENDOR: usize = 0x2c;
     pub(crate) const SUBSYSTEM: usize = 0x2e;

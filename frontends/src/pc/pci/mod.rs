@@ -8,10 +8,10 @@ pub(crate) mod config;
 pub(crate) mod intx;
 pub(crate) mod msi;
 
-use super::Effect;
 use super::virtio::{Dma, Function, Switch};
-use crate::Console;
+use super::{Bus, Effect};
 use crate::pci_device::PciDevice;
+use crate::{Chipset, Console};
 use config::{Config, Space, command, reg};
 use intx::{Route, Router};
 use parking_lot::Mutex;
@@ -41,7 +41,15 @@ pub(crate) const BAR_BASE: u64 = 0xc100_0000;
 pub(crate) const BAR_SIZE: u64 = 4 << 10;
 /// Device 5, function 0.
 const BAR_DEVFN: u8 = 5 << 3;
+/// Of bhyve's LPC bridge: device 31.
 const LPC_DEVFN: u8 = 31 << 3;
+/// Of the ISA bridge of [`Chipset::I440fx`], and of the power management beside it: device 1, functions 0 and 3.
+const PIIX3_DEVFN: u8 = 1 << 3;
+const PIIX4_PM_DEVFN: u8 = 1 << 3 | 3;
+
+/// PIIX4: where the power management's ports are, and whether they are there.
+const PMBASE: usize = 0x40;
+const PMREGMISC: usize = 0x80;
 
 /// An interrupt that leaves a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +117,58 @@ fn lpc_bridge() -> Config {
     config
 }
 
+/// A function of [`Chipset::I440fx`], QEMU's by its subsystem's numbers.
+fn of_qemu(device: u16, class: [u8; 2]) -> Config {
+    const INTEL: u16 = 0x8086;
+    let mut config = Config::new(INTEL, device, class);
+    config.set16(reg::COMMAND, command::BUS_MASTER);
+    by_qemu(&mut config);
+    config
+}
+
+fn by_qemu(config: &mut Config) {
+    config.set16(reg::SUBSYSTEM_VENDOR, 0x1af4);
+    config.set16(reg::SUBSYSTEM, 0x1100);
+}
+
+/// The 82441FX (QEMU, hw/pci-host/i440fx.c). Its PAM registers are kept, and change nothing: the memory from C0000H on is RAM to
+/// read and to write, whatever they say.
+fn i440fx() -> Config {
+    const PAM: std::ops::RangeInclusive<usize> = 0x59..=0x5f;
+    const SMRAM: usize = 0x72;
+    let mut config = of_qemu(0x1237, [0x06, 0x00]);
+    PAM.for_each(|pam| config.allow(pam, &[0x33]));
+    config.set(SMRAM, 0x02);
+    config
+}
+
+/// The 82371SB's ISA bridge (QEMU, hw/isa/piix.c).
+fn piix3() -> Config {
+    const MULTIFUNCTION: u8 = 0x80;
+    let mut config = lpc_bridge();
+    by_qemu(&mut config);
+    config.set(reg::HEADER_TYPE, MULTIFUNCTION);
+    config
+}
+
+/// The 82371AB's power management (QEMU, hw/acpi/piix4.c), as of a machine without SMM: SMIs are on, so that firmware leaves them
+/// alone.
+fn piix4_pm() -> Config {
+    const DEVACTB_APMC_EN: (usize, u8) = (0x5b, 0x02);
+    const SMBHSTBASE: usize = 0x90;
+    const SMBHSTCFG: usize = 0xd2;
+    let mut config = of_qemu(0x7113, [0x06, 0x80]);
+    config.set(reg::INT_PIN, 1);
+    config.set(PMBASE, 1);
+    config.allow(PMBASE, &[0xc0, 0xff]);
+    config.allow(PMREGMISC, &[1]);
+    config.set(DEVACTB_APMC_EN.0, DEVACTB_APMC_EN.1);
+    config.set(SMBHSTBASE, 1);
+    config.allow(SMBHSTBASE, &[0xc0, 0xff]);
+    config.allow(SMBHSTCFG, &[0x0f]);
+    config
+}
+
 /// A device with one 32-bit memory BAR. Its numbers are those of bhyve's frame buffer.
 fn movable_bar() -> Config {
     let mut config = Config::new(0xfb5d, 0x40fb, [0x03, 0x00]);
@@ -138,6 +198,10 @@ pub(super) struct Pci {
     address: u32,
     host_bridge: Config,
     lpc_bridge: Config,
+    /// Device and function of the latter.
+    lpc_devfn: u8,
+    /// [`Chipset::I440fx`]'s power management.
+    piix4_pm: Option<Config>,
     /// Slot 5.
     movable_bar: Option<Config>,
     router: Router,
@@ -149,14 +213,19 @@ pub(super) struct Pci {
 }
 
 impl Pci {
-    /// The bus after power-up, with the device of slot 5 or without, and these devices. `bootrom`: the VM has a boot ROM, by which
-    /// interrupt pins are assigned.
-    pub(super) fn new(with_movable_bar: bool, devices: &[PciDevice], bootrom: bool, console: &Console) -> Pci {
+    /// The bus after power-up.
+    pub(super) fn new(bus: Bus<'_>, console: &Console) -> Pci {
+        let (host_bridge, lpc_bridge, lpc_devfn, piix4_pm) = match bus.chipset {
+            Chipset::Bhyve => (host_bridge(), lpc_bridge(), LPC_DEVFN, None),
+            Chipset::I440fx => (i440fx(), piix3(), PIIX3_DEVFN, Some(piix4_pm())),
+        };
         let mut pci = Pci {
             address: 0,
-            host_bridge: host_bridge(),
-            lpc_bridge: lpc_bridge(),
-            movable_bar: with_movable_bar.then(movable_bar),
+            host_bridge,
+            lpc_bridge,
+            lpc_devfn,
+            piix4_pm,
+            movable_bar: bus.movable_bar.then(movable_bar),
             router: Router::default(),
             slots: Vec::new(),
             moved: None,
@@ -164,11 +233,11 @@ impl Pci {
         };
         let mut addresses = Addresses { io: IO_BASE, memory: MEMORY_BASE };
         let switch = Arc::new(Mutex::new(Switch::default()));
-        let mut in_order: Vec<&PciDevice> = devices.iter().collect();
+        let mut in_order: Vec<&PciDevice> = bus.devices.iter().collect();
         in_order.sort_by_key(|device| device.slot);
         for device in in_order {
             let mut function = Function::new(device, &mut addresses, console, &switch);
-            let route = pci.router.route(&mut pci.lpc_bridge, device.slot, bootrom);
+            let route = pci.router.route(&mut pci.lpc_bridge, device.slot, bus.bootrom);
             function.set_interrupt_line(route.irq);
             pci.slots.push(Slot { route, function });
         }
@@ -178,6 +247,12 @@ impl Pci {
     /// Where the interrupt pin of each slot goes that has one.
     pub(super) fn routes(&self) -> Vec<Route> {
         self.slots.iter().map(|slot| slot.route).collect()
+    }
+
+    /// The first port of PIIX4's power management, where the guest has put it and turned it on.
+    pub(super) fn power_management_base(&self) -> Option<u16> {
+        let pm = self.piix4_pm.as_ref().filter(|pm| pm.read(PMREGMISC, 1) & 1 != 0)?;
+        Some(pm.read(PMBASE, 2) as u16 & !1)
     }
 
     /// What the last access wants done outside.
@@ -193,7 +268,8 @@ impl Pci {
         match (address.bus, address.devfn) {
             (0, 0) => Some(&mut self.host_bridge),
             (0, BAR_DEVFN) => self.movable_bar.as_mut(),
-            (0, LPC_DEVFN) => Some(&mut self.lpc_bridge),
+            (0, PIIX4_PM_DEVFN) => self.piix4_pm.as_mut(),
+            (0, devfn) if devfn == self.lpc_devfn => Some(&mut self.lpc_bridge),
             _ => None,
         }
     }
@@ -243,7 +319,7 @@ impl Pci {
         if address.devfn == BAR_DEVFN && from != to {
             self.moved = Some(to);
         }
-        if address.devfn == LPC_DEVFN {
+        if address.devfn == self.lpc_devfn {
             let registers = before.to_le_bytes().into_iter().zip(after.to_le_bytes()).take(bytes);
             for (register, (before, after)) in (offset..).zip(registers) {
                 self.raised.extend(self.router.rerouted(register, before, after));
@@ -352,7 +428,8 @@ mod tests {
     use crate::pc::virtio::testing::Ram;
 
     fn bus(with_movable_bar: bool) -> Pci {
-        Pci::new(with_movable_bar, &[], true, &Console::new())
+        let bus = Bus { chipset: Chipset::Bhyve, movable_bar: with_movable_bar, devices: &[], bootrom: true };
+        Pci::new(bus, &Console::new())
     }
 
     fn write_data(pci: &mut Pci, port: u16, bytes: u8, data: u32) -> Option<Effect> {

@@ -3,6 +3,7 @@
 use super::queue::Broken;
 use super::{Device, Io, Properties};
 use crate::Console;
+use std::io::Write as _;
 
 /// As bhyve has it (`VTCON_RINGSZ`).
 const QUEUE: u16 = 64;
@@ -26,7 +27,8 @@ impl Device for Port {
             return Ok(());
         }
         while let Some(chain) = io.queues[queue].pop(io.dma)? {
-            self.0.write_virtio(&chain.read(io.dma, 0, chain.readable())?);
+            let sent = chain.read(io.dma, 0, chain.readable())?;
+            self.0.write_all(&sent).expect("a console takes everything");
             io.queues[queue].push(io.dma, &chain, 0)?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use super::switch::tests::who_has_the_peer;
 use crate::pc::pci::Interrupt;
 use crate::pc::{Bus, Effect, Inout, Pc};
 use crate::pci_device::tests::numbered;
-use crate::{Console, DeviceKind, Disk, PciDevice, Transport};
+use crate::{Chipset, Console, DeviceKind, Disk, IsaDevices, PciDevice, Stream, Transport};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -31,8 +31,8 @@ impl Board {
 
     fn with(transport: Transport, devices: Vec<PciDevice>) -> Board {
         let (console, ram) = (Console::new(), Arc::new(Ram::new(1 << 20)));
-        let bus = Bus { movable_bar: false, devices: &devices, bootrom: true };
-        let pc = Pc::new(&console, Arc::<Ram>::clone(&ram), bus);
+        let bus = Bus { chipset: Chipset::Bhyve, movable_bar: false, devices: &devices, bootrom: true };
+        let pc = Pc::new(&console, Arc::<Ram>::clone(&ram), bus, IsaDevices::default(), None);
         Board { pc, ram, console, transport, interrupts: Vec::new() }
     }
 
@@ -45,7 +45,7 @@ impl Board {
     }
 
     fn port(&mut self, port: u16, bytes: u8, data: Option<u32>) -> u32 {
-        let reaction = self.pc.inout(Inout { port, bytes, data }).expect("no port refuses");
+        let reaction = self.pc.inout(Inout { port, bytes, data }, 0).expect("no port refuses");
         self.note(reaction.effect);
         reaction.value
     }
@@ -314,7 +314,7 @@ fn the_console_keeps_what_is_sent() {
     ram.put(REQUEST, b"hello\n");
     driver.send(&[(REQUEST, 6, false)]);
     board.notify(1);
-    assert_eq!(board.console.virtio(), b"hello\n");
+    assert_eq!(board.console.output(Stream::Virtio), b"hello\n");
     assert!(board.console.serial().is_empty());
 }
 
