@@ -291,7 +291,8 @@ fn break_worker(worker: u32) -> bool {
     if !is_worker(worker) || !read("status").contains("Seccomp:\t2") || !signal(worker, "STOP") {
         return false;
     }
-    while !read("status").contains("State:\tT") {
+    // One that is gone meanwhile has no state.
+    while read("status").lines().any(|line| line.starts_with("State:") && !line.contains("\tT")) {
         std::thread::sleep(Duration::from_millis(1));
     }
     // Of a thread that is in no system call: -1, its stack pointer, its instruction pointer.

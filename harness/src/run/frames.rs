@@ -89,7 +89,7 @@ mod tests {
         let named = named(&text);
         let lines: Vec<&str> = named.lines().collect();
         assert_eq!((lines.first(), lines.last()), (Some(&"before"), Some(&"after")));
-        assert!(lines[1].contains("known_by_name"), "{named}");
-        assert_eq!(lines[2], "  libc.so.6+0x1f");
+        assert!(named.contains("known_by_name"), "{named}");
+        assert!(lines.contains(&"  libc.so.6+0x1f"), "{named}");
     }
 }
