@@ -419,7 +419,7 @@ fn a_loader_that_fails_ends_the_cell() {
         let image = OsImage { kernel: Arc::from(*b"no kernel"), ..(*os_image()).clone() };
         let launch = Launch { boot: Boot::Loader(Arc::new(image)), ..launch(1) };
         let cell = launched(personality.name(), Rules::default(), launch, vec![]);
-        let said = "loader: The file is neither a bzImage nor an ELF program for x86.";
+        let said = "loader: The file is neither a bzImage nor an ELF program for x86, and has no Multiboot header.";
         assert_eq!((&cell.end, &*cell.stderr()), (&End::Exit(64), said));
     }
 }

@@ -224,7 +224,8 @@ fn a_relocatable_kernel_lies_where_it_may() {
     assert_eq!(base(0, 0x30_0fff, 0x1000, 2), Ok(0x30_0000), "the highest below");
     assert_eq!(base(0, 0x30_0ffe, 0x1000, 2), Ok(0x2f_f000), "the last byte counts");
     assert_eq!(base(0x40_0000, 0x30_0000, 1, 1), Err(LoadError::NoRoom("The kernel", 64)));
-    assert_eq!(base(0, u32::MAX, 0x8000_0000, 2), Err(LoadError::NoRoom("The kernel", 64)));
+    assert_eq!(base(0, u32::MAX, 0x8000_0000, 2), Ok(0), "0 is a multiple of everything");
+    assert_eq!(base(1, u32::MAX, 0x8000_0000, 2), Err(LoadError::NoRoom("The kernel", 64)));
 }
 
 #[test]
