@@ -4,7 +4,7 @@
     page.py PAGE [--screenshots DIR] [--axe axe.min.js] [--open-within SECONDS]
 
 It needs Chromium and the package playwright (pip), and for the check of contrast and labels axe-core (npm). It opens the page from file://,
-light and dark, and fails on an error in the console, a request to anywhere, a rule of axe that is broken, or something that a keyboard cannot do.
+light and dark and on a narrow screen, and fails on an error in the console, a request to anywhere, a rule of axe that is broken, or something that a keyboard cannot do.
 """
 
 import argparse
@@ -28,6 +28,18 @@ def check(what, holds):
     print(("ok   " if holds else "FAIL ") + what)
     if not holds:
         failures.append(what)
+
+
+def look_narrow(browser):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(arguments.page.resolve().as_uri())
+    page.wait_for_function("document.querySelectorAll('#cells tbody tr').length > 0")
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    check(f"narrow: tables scroll by themselves, the page has {wide} of 390 pixels", wide <= 390)
+    if arguments.screenshots:
+        page.screenshot(path=arguments.screenshots / "page-narrow.png")
+    context.close()
 
 
 def look(browser, scheme):
@@ -95,5 +107,6 @@ with sync_playwright() as playwright:
     )
     for scheme in ("light", "dark"):
         look(browser, scheme)
+    look_narrow(browser)
     browser.close()
 sys.exit(1 if failures else 0)

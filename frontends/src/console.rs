@@ -31,6 +31,8 @@ impl fmt::Debug for Console {
 #[derive(Debug, Default)]
 struct Printed {
     serial: Vec<u8>,
+    /// What was sent to the virtio console.
+    virtio: Vec<u8>,
     /// The line that is being sent, when somebody watches.
     line: Vec<u8>,
     stderr: Vec<String>,
@@ -54,6 +56,18 @@ impl Console {
     #[must_use]
     pub fn serial(&self) -> Vec<u8> {
         self.printed.lock().serial.clone()
+    }
+
+    /// The bytes that the guest sent to its virtio console; of very many, the first 4 MiB.
+    #[must_use]
+    pub fn virtio(&self) -> Vec<u8> {
+        self.printed.lock().virtio.clone()
+    }
+
+    pub(crate) fn write_virtio(&self, bytes: &[u8]) {
+        let virtio = &mut self.printed.lock().virtio;
+        let kept = bytes.len().min(SERIAL_CAPACITY - virtio.len());
+        virtio.extend_from_slice(&bytes[..kept]);
     }
 
     /// The lines that the frontend wrote to its standard error; of very many, the first 10,000.

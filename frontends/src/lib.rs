@@ -11,10 +11,12 @@ pub mod loader;
 mod name;
 mod option;
 mod pc;
+mod pci_device;
 
 pub use console::Console;
 pub use name::FrontendNameError;
 pub use option::FrontendOption;
+pub use pci_device::{DeviceKind, Disk, PciDevice, SECTOR_SIZE, Transport};
 
 use bhyve::Personality;
 use libvmmapi::System;
@@ -97,13 +99,24 @@ pub struct Launch {
     pub boot: Boot,
     /// `-A`: ACPI tables beside the MP table.
     pub acpi: bool,
+    /// `-s`: PCI devices beside the bridges, each in a slot of its own ([`PciDevice::is_slot`]).
+    pub pci: Vec<PciDevice>,
 }
 
 impl Launch {
     /// A VM of 16 MiB with MP table and ACPI tables.
     #[must_use]
     pub fn new(vm_name: &str, vcpus: u16, apic: ApicMode, boot: Boot) -> Launch {
-        Launch { vm_name: vm_name.to_owned(), vcpus, topology: None, apic, memory_bytes: 16 << 20, boot, acpi: true }
+        Launch {
+            vm_name: vm_name.to_owned(),
+            vcpus,
+            topology: None,
+            apic,
+            memory_bytes: 16 << 20,
+            boot,
+            acpi: true,
+            pci: Vec::new(),
+        }
     }
 }
 

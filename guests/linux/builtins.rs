@@ -77,3 +77,18 @@ unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
 /// Named by the unwinding tables of the core library, which this program does not have.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
+
+/// How many bytes stand before the first zero.
+///
+/// # Safety
+/// As `strlen` of C.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(text: *const u8) -> usize {
+    let end: *const u8;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("repne scasb", inout("rdi") text => end, in("al") 0_u8, inout("rcx") usize::MAX => _,
+            options(nostack, readonly));
+    }
+    end as usize - text as usize - 1
+}

@@ -1,7 +1,8 @@
 //! The init of a Linux guest: a static program without a library that tells the harness which CPUs the kernel brought up,
 //! and puts them to work.
 //!
-//! As process 1 it mounts sysfs (to read which CPUs there are) and powers the machine off at the end; started by another
+//! As process 1 it mounts sysfs (to read which CPUs there are), tries the devices if their drivers are there ([`devices`]), and powers
+//! the machine off at the end, or restarts it if the kernel's command line has the word `spinup-restart`; started by another
 //! init it only tests and reports. What it says goes to its standard output for people, and to the report port for the
 //! harness ([`report_port`]): `BOOT`, `CPUS_FOUND` (the CPUs that are present), for each AP `AP_AWAITED`, then `AP_ONLINE` *by a thread
 //! on that AP*, or `AP_MISSING`; with all of them up four tests and `DONE`, else `GAVE_UP`.
@@ -11,6 +12,7 @@
 #![no_main]
 
 mod builtins;
+mod devices;
 #[path = "../../vmm/src/trace/report_port.rs"]
 #[allow(dead_code, reason = "the harness and other guests use the rest")]
 mod report_port;
@@ -48,13 +50,14 @@ core::arch::global_asm!(
     ".globl _start",
     "_start:",
     "xor ebp, ebp",
+    "mov rdi, rsp",
     "and rsp, -16",
     "call {main}",
     "ud2",
     main = sym main,
 );
 
-extern "C" fn main() -> ! {
+extern "C" fn main(arguments: *const usize) -> ! {
     let first = syscall::getpid() == 1;
     if first {
         // Both fail where another has been before.
@@ -63,9 +66,28 @@ extern "C" fn main() -> ! {
     }
     run();
     if first {
+        devices::look();
+        // SAFETY: this is what the kernel left on the stack for the program.
+        if unsafe { has_argument(arguments, b"spinup-restart") } {
+            syscall::restart();
+        }
         syscall::power_off();
     }
     syscall::exit_group(0)
+}
+
+/// Whether a word of the kernel's command line that the kernel does not know itself is this one: those are the arguments of process 1.
+///
+/// # Safety
+/// `arguments` is where the stack began: a count, then as many pointers to texts (System V ABI for AMD64, 3.4.1).
+unsafe fn has_argument(arguments: *const usize, wanted: &[u8]) -> bool {
+    // SAFETY: as the caller promises.
+    let count = unsafe { *arguments };
+    (1..=count).any(|i| {
+        // SAFETY: likewise; the texts end with a zero and live as long as the program.
+        let argument = unsafe { core::ffi::CStr::from_ptr(*arguments.add(i) as *const core::ffi::c_char) };
+        argument.to_bytes() == wanted
+    })
 }
 
 fn run() {

@@ -39,16 +39,82 @@ pub fn write(fd: u64, bytes: &[u8]) {
     unsafe { syscall(1, [fd, pointer(bytes), bytes.len() as u64, 0, 0, 0]) };
 }
 
-/// The beginning of a file; `None` when it cannot be read.
-pub fn read_file(path: &CStr, room: &mut [u8]) -> Option<usize> {
+/// `open` for reading, and for writing too; `None` when that is not to be had.
+pub fn open(path: &CStr, writable: bool) -> Option<u64> {
+    const READ_WRITE: u64 = 2;
+    let flags = if writable { READ_WRITE } else { 0 };
     // SAFETY: the kernel reads the path.
-    let fd = unsafe { syscall(2, [pointer(path), 0, 0, 0, 0, 0]) };
-    let fd = u64::try_from(fd).ok()?;
+    u64::try_from(unsafe { syscall(2, [pointer(path), flags, 0, 0, 0, 0]) }).ok()
+}
+
+/// `read`; `None` after an error.
+pub fn read(fd: u64, room: &mut [u8]) -> Option<usize> {
     // SAFETY: the kernel writes into `room`, no more than its length.
     let len = unsafe { syscall(0, [fd, room.as_mut_ptr() as u64, room.len() as u64, 0, 0, 0]) };
-    // SAFETY: nobody else has this file.
-    unsafe { syscall(3, [fd, 0, 0, 0, 0, 0]) };
     usize::try_from(len).ok()
+}
+
+/// `close`.
+pub fn close(fd: u64) {
+    // SAFETY: the caller has no more use for it.
+    unsafe { syscall(3, [fd, 0, 0, 0, 0, 0]) };
+}
+
+/// The beginning of a file; `None` when it cannot be read.
+pub fn read_file(path: &CStr, room: &mut [u8]) -> Option<usize> {
+    let fd = open(path, false)?;
+    let len = read(fd, room);
+    close(fd);
+    len
+}
+
+/// `readlink`.
+pub fn read_link(path: &CStr, room: &mut [u8]) -> Option<usize> {
+    // SAFETY: the kernel reads the path, and writes into `room` no more than its length.
+    let len = unsafe { syscall(89, [pointer(path), room.as_mut_ptr() as u64, room.len() as u64, 0, 0, 0]) };
+    usize::try_from(len).ok()
+}
+
+/// `getdents64`: entries of an open directory; 0 bytes at its end.
+pub fn read_directory(fd: u64, room: &mut [u8]) -> Option<usize> {
+    // SAFETY: as in `read`.
+    let len = unsafe { syscall(217, [fd, room.as_mut_ptr() as u64, room.len() as u64, 0, 0, 0]) };
+    usize::try_from(len).ok()
+}
+
+/// `finit_module` without parameters.
+pub fn load_module(fd: u64) -> bool {
+    // SAFETY: the kernel reads the file and the empty text.
+    unsafe { syscall(313, [fd, pointer(c""), 0, 0, 0, 0]) == 0 }
+}
+
+/// `socket` of the Internet's protocols.
+pub fn socket(kind: u64, protocol: u64) -> Option<u64> {
+    const AF_INET: u64 = 2;
+    // SAFETY: it touches no memory.
+    u64::try_from(unsafe { syscall(41, [AF_INET, kind, protocol, 0, 0, 0]) }).ok()
+}
+
+/// `ioctl` of a network interface (netdevice(7)).
+pub fn interface_ioctl(fd: u64, request: u64, ifreq: &mut [u8; 40]) -> bool {
+    // SAFETY: `struct ifreq` has 40 bytes, which the kernel reads and writes.
+    unsafe { syscall(16, [fd, request, ifreq.as_mut_ptr() as u64, 0, 0, 0]) == 0 }
+}
+
+/// `setsockopt(SO_RCVTIMEO)`, in seconds.
+pub fn set_receive_timeout(fd: u64, seconds: u64) {
+    const SOL_SOCKET: u64 = 1;
+    const SO_RCVTIMEO: u64 = 20;
+    let time = Timespec { seconds, nanoseconds: 0 };
+    // SAFETY: the kernel reads the time, which has the size of a timeval.
+    unsafe { syscall(54, [fd, SOL_SOCKET, SO_RCVTIMEO, pointer(&time), size_of::<Timespec>() as u64, 0]) };
+}
+
+/// `sendto` an Internet address.
+pub fn send_to(fd: u64, bytes: &[u8], address: &[u8; 16]) -> bool {
+    // SAFETY: the kernel reads both.
+    let sent = unsafe { syscall(44, [fd, pointer(bytes), bytes.len() as u64, 0, pointer(address), 16]) };
+    sent == bytes.len() as i64
 }
 
 /// `mkdir`, mode 755.
@@ -150,10 +216,18 @@ pub fn kernel_log_says(text: &[u8]) -> bool {
 
 /// Powers the machine off.
 pub fn power_off() -> ! {
+    reboot(0x4321_fedc)
+}
+
+/// Restarts the machine.
+pub fn restart() -> ! {
+    reboot(0x0123_4567)
+}
+
+fn reboot(command: u64) -> ! {
     const MAGIC: [u64; 2] = [0xfee1_dead, 0x2812_1969];
-    const POWER_OFF: u64 = 0x4321_fedc;
     // SAFETY: the machine is this program's alone.
-    unsafe { syscall(169, [MAGIC[0], MAGIC[1], POWER_OFF, 0, 0, 0]) };
+    unsafe { syscall(169, [MAGIC[0], MAGIC[1], command, 0, 0, 0]) };
     exit_group(1)
 }
 

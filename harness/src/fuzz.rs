@@ -138,7 +138,7 @@ impl Runner<'_> {
         Cell { kernel: kernel.to_owned(), guest, ..self.model.clone() }
     }
 
-    fn run(&mut self, kernel: &str, operations: &[Operation]) -> Option<(Behaviour, StoredTrace)> {
+    fn run(&mut self, kernel: &str, operations: &[Operation]) -> Option<Ran> {
         let cell = self.cell(kernel, operations);
         let run = run_cell(self.setup, &cell);
         let kind = run.result.outcome.kind;
@@ -147,29 +147,48 @@ impl Runner<'_> {
             return None;
         }
         let trace = run.trace?;
-        Some((behaviour(kind, &trace), trace))
+        Some(Ran { behaviour: behaviour(kind, &trace), trace })
     }
 
     /// The first change with which `before` goes otherwise.
     fn cause(&mut self, edits: &[Edit], before: &str, behaviour: &Behaviour, program: &[Operation]) -> Option<Edit> {
         (0..edits.len()).find_map(|at| {
             let kernel = apply(before, &edits[..=at]);
-            let (there, _) = self.run(&kernel, program)?;
-            (there != *behaviour).then(|| edits[at].clone())
+            let there = self.run(&kernel, program)?;
+            (there.behaviour != *behaviour).then(|| edits[at].clone())
         })
     }
 
     /// What a program shows between two kernels, if anything.
-    fn compare(&mut self, edits: &[Edit], before: &str, after: &str, program: &[Operation]) -> Option<Shown> {
-        let (left, left_trace) = self.run(before, program)?;
-        let (right, right_trace) = self.run(after, program)?;
-        if left == right {
+    fn compare(&mut self, step: &Step<'_>, program: &[Operation]) -> Option<Shown> {
+        let left = self.run(step.before, program)?;
+        let right = self.run(step.after, program)?;
+        self.shown(step, program, &left, &right)
+    }
+
+    /// The same, of a program that ran on both.
+    fn shown(&mut self, step: &Step<'_>, program: &[Operation], left: &Ran, right: &Ran) -> Option<Shown> {
+        if left.behaviour == right.behaviour {
             return None;
         }
-        let change = self.cause(edits, before, &left, program);
-        let sentence = Diff::new(&left_trace, &right_trace).sentence();
-        Some(Shown { outcomes: [left.kind, right.kind], change, sentence })
+        let change = self.cause(&step.edits, step.before, &left.behaviour, program);
+        let sentence = Diff::new(&left.trace, &right.trace).sentence();
+        Some(Shown { outcomes: [left.behaviour.kind, right.behaviour.kind], change, sentence })
     }
+}
+
+/// What a program did on a kernel.
+struct Ran {
+    behaviour: Behaviour,
+    trace: StoredTrace,
+}
+
+/// From one kernel of a walk to the next.
+struct Step<'a> {
+    before: &'a str,
+    after: &'a str,
+    /// What lies between them.
+    edits: Vec<Edit>,
 }
 
 /// What a program shows between two kernels.
@@ -201,7 +220,7 @@ pub fn fuzz(setup: &Setup, plan: &Plan, jobs: usize) -> Result<Fuzzed, String> {
     let mut steps = Vec::new();
     for pair in kernels.windows(2) {
         let edits = edits_between(&setup.matrix, &pair[0], &pair[1]).map_err(|error| error.to_string())?;
-        steps.push((pair[0].as_str(), pair[1].as_str(), edits));
+        steps.push(Step { before: &pair[0], after: &pair[1], edits });
     }
     let mut random = Random(setup.seed);
     let programs: Vec<Vec<Operation>> =
@@ -238,37 +257,42 @@ pub fn fuzz(setup: &Setup, plan: &Plan, jobs: usize) -> Result<Fuzzed, String> {
     let mut our_faults: Vec<Cell> = faults.into_iter().flatten().collect();
     our_faults.sort();
     our_faults.dedup();
-    let cells = 2 * steps.len() * programs.len() * models.len();
+    let cells = kernels.len() * programs.len() * models.len();
     Ok(Fuzzed { cells, findings: findings.into_iter().flatten().collect(), our_faults })
 }
 
-/// The differences that programs show, each with the shortest program.
-fn findings(runner: &mut Runner<'_>, steps: &[(&str, &str, Vec<Edit>)], programs: &[Vec<Operation>]) -> Vec<Finding> {
+/// The differences that programs show, each with the shortest program. Each step begins where the one before it ended.
+fn findings(runner: &mut Runner<'_>, steps: &[Step<'_>], programs: &[Vec<Operation>]) -> Vec<Finding> {
+    let run_all = |runner: &mut Runner<'_>, kernel: &str| -> Vec<Option<Ran>> {
+        programs.iter().map(|program| runner.run(kernel, program)).collect()
+    };
+    let Some(first) = steps.first() else { return Vec::new() };
+    let mut lefts = run_all(runner, first.before);
     let mut findings = Vec::new();
-    for (before, after, edits) in steps {
+    for step in steps {
+        let rights = run_all(runner, step.after);
         let mut kinds: BTreeMap<Kind, Vec<&Vec<Operation>>> = BTreeMap::new();
-        for program in programs {
-            if let Some(shown) = runner.compare(edits, before, after, program) {
+        for (program, sides) in programs.iter().zip(lefts.iter().zip(&rights)) {
+            if let (Some(left), Some(right)) = sides
+                && let Some(shown) = runner.shown(step, program, left, right)
+            {
                 kinds.entry(shown.kind()).or_default().push(program);
             }
         }
         for (kind, shown_by) in kinds {
             let shortest = shown_by.iter().min_by_key(|program| program.len()).expect("a program showed it");
-            let program = minimal(shortest, |part| {
-                runner.compare(edits, before, after, part).is_some_and(|it| it.kind() == kind)
-            });
-            let Some(Shown { outcomes, change, sentence }) = runner.compare(edits, before, after, &program) else {
-                continue;
-            };
+            let program = minimal(shortest, |part| runner.compare(step, part).is_some_and(|it| it.kind() == kind));
+            let Some(Shown { outcomes, change, sentence }) = runner.compare(step, &program) else { continue };
             findings.push(Finding {
-                before: runner.cell(before, &program),
-                after: (*after).to_owned(),
+                before: runner.cell(step.before, &program),
+                after: step.after.to_owned(),
                 outcomes,
                 change,
                 sentence,
                 programs: shown_by.len(),
             });
         }
+        lefts = rights;
     }
     findings
 }

@@ -557,3 +557,31 @@ fn a_result_goes_through_a_pipe_or_a_link_and_not_into_its_place() {
     assert_eq!(document["complete"], true);
     assert!(child.expect("the binary of this package").wait().expect("it ends").success());
 }
+
+#[test]
+fn a_guest_s_files_are_written_for_another_machine() {
+    let dir = dir();
+    let kernel = dir.path().join("kernel.elf");
+    std::fs::write(&kernel, guests::os::INIT).expect("room");
+    let matrix = matrix_file(dir.path(), |text| {
+        format!(
+            "{text}\n[[guest]]\nname = \"exported\"\nabout = \"a program\"\nkernel = \"{}\"\ninitrd = \"spinup\"\n\
+             cmdline = \"quiet panic=-1\"\nmemory_mib = 32\nlimits = {{ soft = {{ base_ms = 10, per_cpu_ms = 1 }}, \
+             kvm = {{ base_ms = 10, per_cpu_ms = 1 }} }}\n",
+            kernel.display()
+        )
+    });
+    let out = dir.path().join("a").join("b");
+    let export = |guest| spinup(&["guests", "export", guest, out.to_str().expect("text"), "--matrix", &matrix]);
+    let run = export("exported");
+    assert_eq!((run.status, run.stderr.as_str(), run.stdout.lines().count()), (0, "", 4));
+    let written = |name: &str| std::fs::read(out.join(name)).expect("a file that it said it wrote");
+    assert_eq!(written("kernel"), guests::os::INIT);
+    assert_eq!(written("initrd"), guests::os::Initramfs::Spinup.build(&[]));
+    assert_eq!(written("cmdline"), b"quiet panic=-1\n");
+    assert_eq!(written("memory-mib"), b"32\n");
+
+    let run = export("exporte");
+    assert_eq!(run.status, 2);
+    assert!(run.stderr.contains("no operating system of the matrix is named `exporte` (did you mean `exported`?)"));
+}

@@ -1,7 +1,7 @@
 //! Operating systems as guests: Debian's kernel on the software processor, by every boot protocol, with few and many CPUs,
 //! and the same twice.
 //!
-//! Each test needs what `spinup guests fetch linux busybox` fetches, and is ignored where that is not here. So is everything
+//! Each test needs what `spinup guests fetch linux linux-modules busybox` fetches, and is ignored where that is not here. So is everything
 //! in a build without optimization, in which a boot takes minutes.
 
 use guests::os::{Package, cache_directory};
@@ -24,6 +24,7 @@ struct Test {
 }
 
 const LINUX: &[Package] = &[Package::Linux];
+const LINUX_WITH_MODULES: &[Package] = &[Package::Linux, Package::LinuxModules];
 
 const TESTS: &[Test] = &[
     Test {
@@ -46,6 +47,10 @@ const TESTS: &[Test] = &[
     Test { name: "the_32_bit_protocol", needs: LINUX, run: || by_protocol("linux", "linux32") },
     Test { name: "vmlinux_by_pvh", needs: LINUX, run: || decompressed("pvh") },
     Test { name: "vmlinux_in_long_mode", needs: LINUX, run: || decompressed("linux64") },
+    Test { name: "devices_work_under_every_frontend", needs: LINUX_WITH_MODULES, run: devices_everywhere },
+    Test { name: "devices_work_by_the_modern_interface", needs: LINUX_WITH_MODULES, run: || devices_by("modern") },
+    Test { name: "devices_work_by_both_interfaces", needs: LINUX_WITH_MODULES, run: || devices_by("transitional") },
+    Test { name: "a_restart_is_no_power_off", needs: LINUX, run: restart },
     Test { name: "busybox_is_an_init_too", needs: &[Package::Linux, Package::Busybox], run: busybox },
 ];
 
@@ -60,7 +65,7 @@ fn main() -> ExitCode {
             let trial = Trial::test(test.name, test.run).with_ignored_flag(ignored);
             // What stands beside the name of a test that is ignored.
             match (missing, cfg!(debug_assertions)) {
-                (true, _) => trial.with_kind("needs spinup guests fetch linux busybox"),
+                (true, _) => trial.with_kind("needs spinup guests fetch linux linux-modules busybox"),
                 (false, true) => trial.with_kind("needs --release"),
                 (false, false) => trial,
             }
@@ -207,4 +212,129 @@ fn busybox() -> Result<(), Failed> {
         expect(console.contains(&format!("busybox: cpu {cpu} counted to 500")), "a CPU did not count", &run)?;
     }
     Ok(())
+}
+
+/// A disk whose contents nobody could guess, of so many bytes.
+fn disk_image(bytes: usize, seed: u32) -> Result<tempfile::NamedTempFile, Failed> {
+    let mut state = seed;
+    let contents: Vec<u8> = (0..bytes)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect();
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(&contents)?;
+    Ok(file)
+}
+
+/// CRC-32 as in gzip, bit by bit: not the way of the init, which has a table.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| if crc & 1 != 0 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
+}
+
+/// Linux with two disks, a console, entropy and a network.
+fn guest_with_devices(disks: [&tempfile::NamedTempFile; 2], transport: &str) -> String {
+    let [one, two] = disks.map(|disk| disk.path().display().to_string());
+    format!(
+        r#"
+[[guest]]
+name = "linux-devices"
+about = "Linux with a device of each kind"
+kernel = "linux"
+initrd = "spinup-virtio"
+cmdline = "console=ttyS0 panic=-1 cryptomgr.notests"
+memory_mib = 256
+limits = {{ soft = {{ base_ms = 60000, per_cpu_ms = 2000 }}, kvm = {{ base_ms = 60000, per_cpu_ms = 5000 }} }}
+devices = [
+    {{ kind = "virtio-blk", file = "{one}", transport = "{transport}" }},
+    {{ kind = "virtio-blk", file = "{two}", mode = "snapshot", transport = "{transport}" }},
+    {{ kind = "virtio-net", slot = 10, transport = "{transport}" }},
+    {{ kind = "virtio-console", transport = "{transport}" }},
+    {{ kind = "virtio-rnd", transport = "{transport}" }},
+]
+"#
+    )
+}
+
+/// How the frontend's process ended.
+fn exit_status(run: &CellRun) -> Option<i32> {
+    let records = &run.trace.as_ref()?.trace.records;
+    records.iter().rev().find_map(|record| match record.event {
+        Event::ProcessExit { status } => Some(status),
+        _ => None,
+    })
+}
+
+/// Runs Linux with devices, checks that each works, and returns what it says of them.
+fn devices_on(pairing: &str, transport: &str, power_off: i32) -> Result<Vec<String>, Failed> {
+    let images = [disk_image(300 << 10, 1)?, disk_image(64 << 10, 2)?];
+    let guest = guest_with_devices([&images[0], &images[1]], transport);
+    let run = run(matrix(&guest), &format!("{pairing}/linux-devices/xapic-2/soft"), 3)?;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+    expect(exit_status(&run) == Some(power_off), &format!("{:?} after power-off", exit_status(&run)), &run)?;
+    let console = console(&run);
+    for (name, image) in ["vda", "vdb"].into_iter().zip(&images) {
+        let contents = std::fs::read(image.path())?;
+        let line = format!("{name}: {} bytes, CRC-32 {:08x}", contents.len(), crc32(&contents));
+        expect(console.contains(&line), &line, &run)?;
+    }
+    expect(console.contains("eth0: 10.0.2.2 answers"), "no answer to the ping", &run)?;
+    expect(console.contains("hwrng: "), "no entropy", &run)?;
+    let said = String::from_utf8_lossy(&run.virtio_console).into_owned();
+    expect(said.trim_end() == "spinup-init: hello by virtio", &format!("hvc0 got {said:?}"), &run)?;
+    let of_devices = |line: &&str| ["pci ", "vda: ", "vdb: ", "hwrng: "].iter().any(|word| line.starts_with(word));
+    Ok(console.lines().filter(of_devices).map(str::to_owned).collect())
+}
+
+/// The same devices with the same contents, whoever makes the machine; and each frontend's own status.
+fn devices_everywhere() -> Result<(), Failed> {
+    let first = devices_on("bhyve-13.2@fbsd-13.2", "legacy", 1)?;
+    let listed: Vec<&str> = first.iter().map(String::as_str).filter(|line| line.starts_with("pci ")).collect();
+    let expected = [
+        "pci 0000:00:00.0 1275:1275 class 060000 driver none",
+        "pci 0000:00:01.0 1af4:1001 class 010000 driver virtio-pci",
+        "pci 0000:00:02.0 1af4:1001 class 010000 driver virtio-pci",
+        "pci 0000:00:03.0 1af4:1003 class 078000 driver virtio-pci",
+        "pci 0000:00:04.0 1af4:1005 class 100000 driver virtio-pci",
+        "pci 0000:00:0a.0 1af4:1000 class 020000 driver virtio-pci",
+        "pci 0000:00:1f.0 8086:7000 class 060100 driver none",
+    ];
+    if listed != expected {
+        return Err(format!("the devices are {listed:#?}").into());
+    }
+    for (pairing, power_off) in
+        [("bhyve-13.1@fbsd-13.1", 1), ("bhyve-15@fbsd-15", 1), ("illumos-bhyve@illumos", 1), ("propolis@illumos", 0)]
+    {
+        let found = devices_on(pairing, "legacy", power_off)?;
+        if found != first {
+            return Err(format!("{pairing} has {found:#?}, and bhyve-13.2 has {first:#?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn devices_by(transport: &str) -> Result<(), Failed> {
+    devices_on("bhyve-13.2@fbsd-13.2", transport, 1).map(drop)
+}
+
+/// The reset register ends bhyve with 0, and the guest does not run again.
+fn restart() -> Result<(), Failed> {
+    let guest = r#"
+[[guest]]
+name = "linux-restarts"
+about = "Linux that restarts the machine at its end"
+kernel = "linux"
+initrd = "spinup"
+cmdline = "console=ttyS0 panic=-1 cryptomgr.notests spinup-restart"
+memory_mib = 256
+limits = { soft = { base_ms = 30000, per_cpu_ms = 2000 }, kvm = { base_ms = 60000, per_cpu_ms = 5000 } }
+"#;
+    let run = run(matrix(guest), "bhyve-13.2@fbsd-13.2/linux-restarts/xapic-2/soft", 0)?;
+    expect(exit_status(&run) == Some(0), &format!("the status is {:?}", exit_status(&run)), &run)?;
+    let console = console(&run);
+    expect(console.contains("reboot: Restarting system"), "it did not restart", &run)?;
+    expect(console.contains("spinup-init: done"), "its CPUs were not up", &run)?;
+    expect(console.matches("Linux version ").count() == 1, "it ran again", &run)
 }

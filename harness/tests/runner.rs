@@ -281,6 +281,108 @@ fn a_worker_has_given_up_what_it_does_not_need() {
     assert!(seen, "no worker was seen with system calls and files taken away");
 }
 
+/// What is written into a worker where it is about to go on, so that it cannot: a byte to an address that nobody has.
+const FAULTING_STORE: [u8; 8] = [0xc6, 0x04, 0x25, 0x00, 0x10, 0x00, 0x00, 0x00];
+
+/// Stops a worker in this program's own code and writes an instruction there that faults; whether that could be done.
+fn break_worker(worker: u32) -> bool {
+    use std::os::unix::fs::FileExt;
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{worker}/{name}")).unwrap_or_default();
+    if !is_worker(worker) || !read("status").contains("Seccomp:\t2") || !signal(worker, "STOP") {
+        return false;
+    }
+    while !read("status").contains("State:\tT") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Of a thread that is in no system call: -1, its stack pointer, its instruction pointer.
+    let call = read("syscall");
+    let ip = call.strip_prefix("-1 ").and_then(|rest| rest.split_whitespace().nth(1));
+    let ip = ip.and_then(|ip| u64::from_str_radix(ip.strip_prefix("0x")?, 16).ok());
+    let in_program = |ip: &u64| {
+        read("maps").lines().filter(|line| line.contains(" r-xp ") && line.ends_with("/spinup")).any(|line| {
+            let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+            let hex = |text: &str| u64::from_str_radix(text, 16).expect("a number");
+            range.is_some_and(|(begin, end)| (hex(begin)..hex(end)).contains(ip))
+        })
+    };
+    let broken = ip.filter(in_program).is_some_and(|ip| {
+        let memory = std::fs::File::options().write(true).open(format!("/proc/{worker}/mem"));
+        memory.and_then(|memory| memory.write_all_at(&FAULTING_STORE, ip)).is_ok()
+    });
+    signal(worker, "CONT");
+    broken
+}
+
+#[test]
+fn a_worker_that_faults_costs_one_cell_and_says_where() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("results.json");
+    let mut child = run(&json, &[]).spawn().expect("the binary of this package");
+    let mut broken = false;
+    while !broken && !ended(&mut child) {
+        std::thread::sleep(Duration::from_millis(5));
+        broken = workers(&child).first().copied().is_some_and(break_worker);
+    }
+    assert!(broken, "no worker could be broken");
+    assert_eq!(wait(&mut child), Some(3));
+    let found = cells(&document(&json));
+    let ours: Vec<&Value> = found.values().filter(|cell| cell["outcome"]["kind"] == "harness-error").collect();
+    assert_eq!(ours.len(), 1, "{ours:?}");
+    assert!(ours[0]["outcome"]["detail"].as_str().expect("text").contains("killed by SIGSEGV"), "{}", ours[0]);
+    let log = ours[0]["log"].as_str().expect("a log");
+    assert!(log.contains("SIGSEGV at instruction 0x") && log.contains("address 0x1000"), "{log}");
+    // Where it was, and who called that: by name, as this program has it.
+    let named = log.lines().skip_while(|line| !line.starts_with("SIGSEGV")).skip(1);
+    assert!(named.take_while(|line| line.starts_with("  ") && !line.contains("+0x")).count() >= 2, "{log}");
+}
+
+#[test]
+fn a_signal_that_somebody_sent_is_told_with_its_sender() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("results.json");
+    let mut child = run(&json, &[]).spawn().expect("the binary of this package");
+    let mut sent = false;
+    while !sent && !ended(&mut child) {
+        std::thread::sleep(Duration::from_millis(5));
+        let confined = |worker: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap_or_default();
+            status.contains("Seccomp:\t2")
+        };
+        sent = workers(&child).into_iter().find(confined).is_some_and(|worker| signal(worker, "BUS"));
+    }
+    assert_eq!(wait(&mut child), Some(3));
+    let found = cells(&document(&json));
+    let ours: Vec<&Value> = found.values().filter(|cell| cell["outcome"]["kind"] == "harness-error").collect();
+    assert_eq!(ours.len(), 1, "{ours:?}");
+    let log = ours[0]["log"].as_str().expect("a log");
+    assert!(log.contains("SIGBUS at instruction 0x") && log.contains("sent by process"), "{log}");
+}
+
+/// A host without seccomp: a filter of ours says so in its place.
+#[test]
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "a filter is put on between fork and exec")]
+fn where_system_calls_cannot_be_taken_away_cells_run_with_a_warning() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+    use std::os::unix::process::CommandExt;
+    let refused = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let rules = [(libc::SYS_seccomp, Vec::new())].into();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, TargetArch::x86_64).expect("a filter");
+    let filter: BpfProgram = filter.try_into().expect("a short one");
+    let mut command = spinup();
+    command.args(["run", "bhyve-13.2@fbsd-13.2/mp-spec"]).stderr(Stdio::piped());
+    // SAFETY: putting on a filter that is there already takes two system calls and nothing else.
+    unsafe { command.pre_exec(move || apply_filter(&filter).map_err(std::io::Error::other)) };
+    let ran = command.output().expect("the binary of this package");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    let warnings: Vec<&str> = said.lines().filter(|line| line.contains("warning: ")).collect();
+    assert!(
+        matches!(warnings[..], [line] if line.contains("keep their system calls") && line.contains("not implemented")),
+        "once, with the reason: {said}"
+    );
+}
+
 /// What a worker gives up must leave it what KVM takes, where there is one.
 #[test]
 fn cells_on_kvm_run_in_a_worker() {

@@ -1,5 +1,5 @@
 //! How fast the software processor is: instructions of a loop with memory accesses under 4-level paging, bulk moves,
-//! system calls, and the making of machines.
+//! exceptions, exits, and the making of machines.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::IcedError;
@@ -7,13 +7,19 @@ use iced_x86::code_asm::*;
 use std::hint::black_box;
 use std::sync::Arc;
 use vmm::engine::soft::{NS_PER_INSTRUCTION, SoftEngine, SoftVm};
-use vmm::engine::{Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
+use vmm::engine::{Completion, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
 use vmm::memory::{Protection, Segment};
 
 const PML4: u64 = 0x1000;
 const CODE: u64 = 0x1_0000;
 const DATA: u64 = 0x20_0000;
 const MEMORY: usize = 0x100_0000;
+/// Mapped by the page tables, to where there is no memory.
+const UNMAPPED: u64 = MEMORY as u64 - 0x1000;
+const IDT: u64 = 0xC000;
+const GDT: u64 = 0xD000;
+/// The handler of #BP: an IRET.
+const HANDLER: u64 = 0xE000;
 
 /// A processor in 64-bit mode with the first 16 Mbytes mapped one to one by 4-Kbyte pages, about to execute `build`'s code.
 fn processor(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (Arc<SoftVm>, Box<dyn EngineVcpu>) {
@@ -28,7 +34,12 @@ fn processor(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) ->
             write64(0x4000 + 0x1000 * table + 8 * page, (table << 21 | page << 12) | 3);
         }
     }
-    vm.map(0, &memory, 0, MEMORY as u64, Protection { write: true }).expect("a good mapping");
+    // #BP through an interrupt gate to code segment 8 (SDM 3A figure 6-8), which GDT has before one for the stack.
+    write64(IDT + 16 * 3, HANDLER | 8 << 16 | 0x8E00 << 32);
+    write64(GDT + 8, 0x00AF_9B00_0000_FFFF);
+    write64(GDT + 16, 0x00CF_9300_0000_FFFF);
+    assert!(memory.write(HANDLER, &[0x48, 0xCF]), "iretq");
+    vm.map(0, &memory, 0, UNMAPPED, Protection { write: true }).expect("a good mapping");
     let mut assembler = CodeAssembler::new(64).expect("64 bits");
     build(&mut assembler).expect("code that can be assembled");
     assert!(memory.write(CODE, &assembler.assemble(CODE).expect("code that can be encoded")));
@@ -48,11 +59,15 @@ fn processor(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) ->
     for reg in [Reg::Cs, Reg::Ds, Reg::Es, Reg::Ss] {
         let access = if reg == Reg::Cs { 0xA09B } else { 0xC093 };
         cpu.set_desc(reg, SegDesc { base: 0, limit: u32::MAX, access });
+        cpu.set_reg(reg, if reg == Reg::Cs { 8 } else { 16 });
+    }
+    for (table, base) in [(Reg::Idtr, IDT), (Reg::Gdtr, GDT)] {
+        cpu.set_desc(table, SegDesc { base, limit: 0xFFF, access: 0 });
     }
     (vm, cpu)
 }
 
-/// What share of the blocks that were executed a short cut led to.
+/// What share of the blocks that were executed the table of a known page led to.
 fn hit_rate(vm: &SoftVm) -> f64 {
     let counters = vm.code_counters();
     1.0 - counters.missed as f64 / counters.executed as f64
@@ -88,7 +103,7 @@ fn speed(c: &mut Criterion) {
         a.jmp(again)
     });
     group.bench_function("loop with memory", |b| b.iter(|| run(&mut cpu, INSTRUCTIONS)));
-    println!("short cuts led to {:.4} % of the blocks", hit_rate(&vm) * 100.0);
+    println!("known pages led to {:.4} % of the blocks", hit_rate(&vm) * 100.0);
 
     let (vm, mut cpu) = processor(|a| {
         let (mut again, mut callee, mut skip) = (a.create_label(), a.create_label(), a.create_label());
@@ -105,7 +120,7 @@ fn speed(c: &mut Criterion) {
         a.ret()
     });
     group.bench_function("calls and branches", |b| b.iter(|| run(&mut cpu, INSTRUCTIONS)));
-    println!("short cuts led to {:.4} % of the blocks", hit_rate(&vm) * 100.0);
+    println!("known pages led to {:.4} % of the blocks", hit_rate(&vm) * 100.0);
     group.finish();
 
     let mut group = c.benchmark_group("bytes");
@@ -124,6 +139,54 @@ fn speed(c: &mut Criterion) {
     group.finish();
 }
 
+/// An exception with the way back, and exits with their answers.
+fn events(c: &mut Criterion) {
+    const EVENTS: u64 = 1000;
+    let mut group = c.benchmark_group("events");
+    group.throughput(Throughput::Elements(EVENTS));
+    let (_, mut cpu) = processor(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.int3()?;
+        a.jmp(again)
+    });
+    // INT3, the handler's IRET, JMP.
+    group.bench_function("exception and iret", |b| b.iter(|| run(&mut cpu, 3 * EVENTS)));
+
+    let (_, mut cpu) = processor(|a| {
+        let mut again = a.create_label();
+        a.mov(edx, 0x3F8)?;
+        a.set_label(&mut again)?;
+        a.in_(al, dx)?;
+        a.jmp(again)
+    });
+    group.bench_function("port read", |b| {
+        b.iter(|| {
+            for _ in 0..EVENTS {
+                assert_eq!(cpu.run(u64::MAX), Exit::IoIn { port: 0x3F8, size: 1 });
+                cpu.complete(Completion::Value(0x60));
+            }
+        });
+    });
+
+    let (_, mut cpu) = processor(|a| {
+        let mut again = a.create_label();
+        a.mov(rsi, UNMAPPED)?;
+        a.set_label(&mut again)?;
+        a.mov(dword_ptr(rsi), eax)?;
+        a.jmp(again)
+    });
+    group.bench_function("device write", |b| {
+        b.iter(|| {
+            for _ in 0..EVENTS {
+                assert!(matches!(cpu.run(u64::MAX), Exit::MmioWrite { gpa: UNMAPPED, size: 4, .. }));
+                cpu.complete(Completion::Done);
+            }
+        });
+    });
+    group.finish();
+}
+
 fn making(c: &mut Criterion) {
     let engine = SoftEngine::new();
     c.bench_function("make a machine", |b| {
@@ -135,5 +198,5 @@ fn making(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, speed, making);
+criterion_group!(benches, speed, events, making);
 criterion_main!(benches);

@@ -13,7 +13,7 @@ use vmm::engine::Reg;
 /// Why an instruction was not emulated.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The address is above 4 GiB, where bhyve has no memory range (ESRCH).
+    /// The address is above 4 GiB, where no BAR is (ESRCH).
     Unhandled,
     /// The instruction is none of those above, or a register could not be read or written.
     Instruction,
@@ -63,25 +63,24 @@ pub(super) fn fetched(exit: &ExitInstEmul) -> &[u8] {
 
 /// Emulates the instruction at `rip`, and sets RIP behind it. Returns what is to be done outside the PC.
 pub(super) fn emulate(vm: &Vm, pc: &Pc, vcpu: i32, rip: u64, exit: &ExitInstEmul) -> Result<Option<Effect>, Failure> {
-    const FOUR_GIB: u64 = 4 << 30;
     let instruction = decode(fetched(exit), exit.paging.cpu_mode, exit.cs_d != 0).ok_or(Failure::Instruction)?;
     vm.set_register(vcpu, Reg::Rip, rip.wrapping_add(instruction.len))?;
-    if exit.gpa >= FOUR_GIB {
-        return Err(Failure::Unhandled);
-    }
-    let value = match instruction.source {
-        Source::Memory => pc.read_hole(exit.gpa, instruction.bytes),
-        Source::Immediate(value) => value,
-        Source::Register(part) => vm.register(vcpu, part.reg)? >> part.shift,
+    let (value, effect) = match instruction.source {
+        Source::Memory => pc.read_memory(exit.gpa, instruction.bytes).ok_or(Failure::Unhandled)?,
+        Source::Immediate(value) => (value, None),
+        Source::Register(part) => (vm.register(vcpu, part.reg)? >> part.shift, None),
     };
     match instruction.destination {
-        None => Ok(pc.write_hole(exit.gpa, instruction.bytes, value & mask(instruction.bytes.into()))),
+        None => {
+            let value = value & mask(instruction.bytes.into());
+            pc.write_memory(exit.gpa, instruction.bytes, value).ok_or(Failure::Unhandled)
+        }
         Some(part) => {
             let value = extend(value, instruction.bytes, instruction.sign_extend);
             let old = if part.bytes < 4 { vm.register(vcpu, part.reg)? } else { 0 };
             let mask = mask(part.bytes) << part.shift;
             vm.set_register(vcpu, part.reg, old & !mask | value << part.shift & mask)?;
-            Ok(None)
+            Ok(effect)
         }
     }
 }

@@ -6,7 +6,7 @@ use super::gdb::{self, Gdb};
 use super::process::{Begin, Process, Run, status};
 use super::qemu;
 use crate::libvmmapi::{GuestMemory, Vm};
-use crate::pc::Pc;
+use crate::pc::{Dma, Pc};
 use crate::{ApicMode, FrontendOption};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -20,6 +20,17 @@ pub(super) const BSP: i32 = 0;
 pub(super) const MEVENT: WaitChannel = WaitChannel(0xb47e_0000);
 /// `resetcpu_cond`: a vCPU's thread is about to end.
 const RESETCPU: WaitChannel = WaitChannel(0xb47e_0001);
+
+/// Devices reach the guest's RAM through the process's mapping of it.
+impl Dma for GuestMemory {
+    fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
+        GuestMemory::read(self, gpa, bytes)
+    }
+
+    fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
+        GuestMemory::write(self, gpa, bytes)
+    }
+}
 
 /// A machine with its memory and devices.
 pub(crate) struct Machine {

@@ -6,7 +6,7 @@ use super::bar;
 use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run, status};
 use crate::libvmmapi::{FOUR_GIB, Generation, GuestMemory, Segment, System, Vm};
-use crate::pc::{Pc, acpi, mptable};
+use crate::pc::{Bus, Pc, acpi, mptable};
 use crate::{ApicMode, Boot, FrontendOption, Launch, loader};
 use std::sync::Arc;
 use vmm::abi::{Errno, cap};
@@ -173,7 +173,7 @@ pub(super) fn machine(
     let bootrom = vm
         .create_devmem(Segment::Bootrom, "bootrom", BOOTROM_SIZE)
         .map_err(|errno| process.err(status::ERROR, "init_bootrom: vm_create_devmem", errno))?;
-    // ioapic_init: how many pins PCI devices share; there are none.
+    // ioapic_init: how many pins PCI devices share.
     let _pins = vm.ioapic_pincount();
     rtc_init(&process, &vm, &memory)?;
     // sci_init
@@ -185,7 +185,12 @@ pub(super) fn machine(
     }
 
     let with_bar = process.options.has(FrontendOption::Passthru);
-    let pc = Pc::new(process.console(), with_bar);
+    let bus = Bus { movable_bar: with_bar, devices: &launch.pci, bootrom: matches!(launch.boot, Boot::Rom(_)) };
+    let pc = Pc::new(process.console(), Arc::new(memory.clone()), bus);
+    // pci_lintr_route
+    for route in pc.routes() {
+        let _ignored = vm.isa_set_irq_level_triggered(route.irq.into());
+    }
     let machine = Machine::new(process, vm, launch.apic, cpus.count, pc, memory, personality);
     if with_bar {
         bar::init(&machine)?;
@@ -257,7 +262,8 @@ pub(super) fn bsp_rip(machine: &Machine) -> Run<u64> {
 /// The tables that tell the guest of its processors: the MP table, and ACPI's if asked for (`-A`).
 pub(super) fn build_tables(machine: &Machine, acpi_tables: bool) -> Run<()> {
     let Machine { process, vm, memory, .. } = machine;
-    if !memory.write(mptable::MPTABLE_BASE, &mptable::build(machine.vcpus)) {
+    let routes = machine.pc.routes();
+    if !memory.write(mptable::MPTABLE_BASE, &mptable::build(machine.vcpus, &routes)) {
         return Err(process.perror("error to build the guest tables", Errno::ENOMEM));
     }
     if !acpi_tables {
@@ -265,7 +271,7 @@ pub(super) fn build_tables(machine: &Machine, acpi_tables: bool) -> Run<()> {
     }
     // acpi_build
     let hpet_capabilities = process.assert_ok(vm.hpet_capabilities(), MAIN)?;
-    let tables = acpi::build(acpi::Machine { vcpus: machine.vcpus, hpet_capabilities });
+    let tables = acpi::build(acpi::Machine { vcpus: machine.vcpus, hpet_capabilities, routes: &routes });
     let written = tables.iter().all(|(at, table)| memory.write(*at, table));
     process.assert(written, "error == 0", MAIN)
 }

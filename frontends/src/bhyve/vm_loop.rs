@@ -8,7 +8,8 @@ use super::inst_emul::{self, Failure};
 use super::machine::{BSP, Machine};
 use super::process::{Place, Process, Run, status};
 use super::xmsr;
-use crate::libvmmapi::{Exit, Reason};
+use crate::libvmmapi::{Exit, Reason, Vm};
+use crate::pc::pci::Interrupt;
 use crate::pc::{Effect, Inout, pm};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -157,15 +158,16 @@ fn inout(machine: &Machine, vcpu: i32, exit: &Exit, access: Inout, inout: &ExitI
     process.assert_ok(vm.complete_inout(vcpu, inout, reaction.value), PLACE)
 }
 
-/// `vmexit_mmio` of illumos: the hole below 4 GiB; elsewhere, nothing answers.
+/// `vmexit_mmio` of illumos: what is no RAM; where nothing answers, all ones.
 fn mmio(machine: &Machine, vcpu: i32, access: VmMmio) -> Run<()> {
     let Machine { vm, pc, .. } = machine;
-    if access.read != 0 {
-        vm.complete_mmio(vcpu, VmMmio { data: pc.read_hole(access.gpa, access.bytes), ..access });
-        return Ok(());
-    }
-    vm.complete_mmio(vcpu, access);
-    match pc.write_hole(access.gpa, access.bytes, access.data) {
+    let (data, effect) = if access.read != 0 {
+        pc.read_memory(access.gpa, access.bytes).unwrap_or((u64::MAX, None))
+    } else {
+        (access.data, pc.write_memory(access.gpa, access.bytes, access.data).flatten())
+    };
+    vm.complete_mmio(vcpu, VmMmio { data, ..access });
+    match effect {
         Some(effect) => carry_out(machine, vcpu, effect, NO_PORT),
         None => Ok(()),
     }
@@ -185,12 +187,31 @@ fn carry_out(machine: &Machine, vcpu: i32, effect: Effect, port: u16) -> Run<()>
             }
         },
         Effect::MoveBar { to } => bar::move_to(machine, to),
+        // pci_generate_msi, pci_irq_assert and their like do not look at the result either.
+        Effect::Interrupts(interrupts) => {
+            for each in interrupts {
+                let _ignored = interrupt(vm, each);
+            }
+        }
         Effect::Report(report) => {
             checkpoint::reported(machine, &report);
             process.host.emit(u16::try_from(vcpu).ok(), Event::Report(report));
         }
     }
     Ok(())
+}
+
+/// `pci_generate_msi`; `pci_irq_assert` and `pci_irq_deassert`.
+fn interrupt(vm: &Vm, interrupt: Interrupt) -> Result<(), Errno> {
+    const NO_PIN: i32 = -1;
+    match interrupt {
+        Interrupt::Message { address, data } => vm.lapic_msi(address, data.into()),
+        Interrupt::Line { irq: Some(irq), ioapic_pin, level } => {
+            vm.isa_set_irq(irq.into(), ioapic_pin.map_or(NO_PIN, i32::from), level)
+        }
+        Interrupt::Line { irq: None, ioapic_pin: Some(pin), level } => vm.ioapic_set_irq(pin.into(), level),
+        Interrupt::Line { irq: None, ioapic_pin: None, .. } => Ok(()),
+    }
 }
 
 /// The handler behind a port that suspends the VM.

@@ -188,10 +188,26 @@ pub(crate) struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// `paddr_guest2host` and `memcpy`: copies bytes into the RAM below 4 GiB; `false` when they do not fit.
+    /// `paddr_guest2host` and `memcpy`: copies bytes into RAM; `false` when they are not all within the RAM below 4 GiB, or above it.
     #[must_use]
     pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
-        self.mapping.write(gpa, bytes)
+        self.mapping_of(gpa, bytes.len()).is_some_and(|(mapping, at)| mapping.write(at, bytes))
+    }
+
+    /// The same the other way.
+    #[must_use]
+    pub(crate) fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
+        self.mapping_of(gpa, bytes.len()).is_some_and(|(mapping, at)| mapping.read(at, bytes))
+    }
+
+    /// The mapping that all of these bytes lie in, and where in it they begin.
+    fn mapping_of(&self, gpa: u64, len: usize) -> Option<(&dyn SharedMemory, u64)> {
+        let len = len as u64;
+        if gpa < self.lowmem && len <= self.lowmem - gpa {
+            return Some((&*self.mapping, gpa));
+        }
+        let (mapping, at) = (self.high_mapping.as_deref()?, gpa.checked_sub(FOUR_GIB)?);
+        (at < self.highmem && len <= self.highmem - at).then_some((mapping, at))
     }
 
     /// `vm_snapshot_mem`: all of it; `None` when it cannot be read.
@@ -478,6 +494,23 @@ impl Vm {
     /// `vm_isa_pulse_irq`, the same number at both controllers.
     pub(crate) fn isa_pulse_irq(&self, irq: i32) -> Result<(), Errno> {
         self.ioctl(abi::VM_ISA_PULSE_IRQ, abi::VmIsaIrq { atpic_irq: irq, ioapic_irq: irq }).map(drop)
+    }
+
+    /// `vm_lapic_msi`.
+    pub(crate) fn lapic_msi(&self, addr: u64, msg: u64) -> Result<(), Errno> {
+        self.ioctl(abi::VM_LAPIC_MSI, abi::VmLapicMsi { msg, addr }).map(drop)
+    }
+
+    /// `vm_isa_assert_irq` and `vm_isa_deassert_irq`; no pin of the I/O APIC is -1.
+    pub(crate) fn isa_set_irq(&self, atpic_irq: i32, ioapic_irq: i32, level: bool) -> Result<(), Errno> {
+        let request = if level { abi::VM_ISA_ASSERT_IRQ } else { abi::VM_ISA_DEASSERT_IRQ };
+        self.ioctl(request, abi::VmIsaIrq { atpic_irq, ioapic_irq }).map(drop)
+    }
+
+    /// `vm_ioapic_assert_irq` and `vm_ioapic_deassert_irq`.
+    pub(crate) fn ioapic_set_irq(&self, irq: i32, level: bool) -> Result<(), Errno> {
+        let request = if level { abi::VM_IOAPIC_ASSERT_IRQ } else { abi::VM_IOAPIC_DEASSERT_IRQ };
+        self.ioctl(request, abi::VmIoapicIrq { irq }).map(drop)
     }
 
     /// `vm_isa_set_irq_trigger` with `LEVEL_TRIGGER`.

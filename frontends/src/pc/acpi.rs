@@ -4,6 +4,7 @@
 //! bhyve writes ASL, runs `iasl` and loads what comes out; here the same tables are made directly. The DSDT holds what a
 //! guest needs to power off and to find the PCI bus: `\_S5` and `\_SB.PC00`.
 
+use super::pci::intx::Route;
 use super::pci::{ECFG_BASE, ECFG_SIZE};
 use super::{fix_checksum, pm};
 
@@ -27,11 +28,13 @@ const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 
 /// What the tables tell of the machine.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Machine {
+pub(crate) struct Machine<'a> {
     /// How many vCPUs; their APIC IDs are their numbers.
     pub(crate) vcpus: u16,
     /// The HPET's capabilities, bits 31:0.
     pub(crate) hpet_capabilities: u32,
+    /// Where the interrupt pins of PCI devices go.
+    pub(crate) routes: &'a [Route],
 }
 
 /// Where each table stands. The room for the MADT grows with the vCPUs (rS346715).
@@ -55,7 +58,7 @@ impl Layout {
 }
 
 /// The tables with their guest physical addresses.
-pub(crate) fn build(machine: Machine) -> Vec<(u64, Vec<u8>)> {
+pub(crate) fn build(machine: Machine<'_>) -> Vec<(u64, Vec<u8>)> {
     let layout = Layout::of(machine.vcpus);
     let listed = [MADT, layout.fadt, layout.hpet, layout.mcfg];
     vec![
@@ -67,7 +70,7 @@ pub(crate) fn build(machine: Machine) -> Vec<(u64, Vec<u8>)> {
         (layout.hpet, hpet(machine.hpet_capabilities)),
         (layout.mcfg, mcfg()),
         (layout.facs, facs()),
-        (layout.dsdt, dsdt()),
+        (layout.dsdt, dsdt(machine.routes)),
     ]
 }
 
@@ -242,12 +245,14 @@ fn facs() -> Vec<u8> {
 }
 
 /// Differentiated System Description Table: header and AML (ACPI 20.2).
-fn dsdt() -> Vec<u8> {
-    Fields::header(*b"DSDT", 2, *b"BVDSDT  ").bytes(&aml::definitions()).table()
+fn dsdt(routes: &[Route]) -> Vec<u8> {
+    Fields::header(*b"DSDT", 2, *b"BVDSDT  ").bytes(&aml::definitions(routes)).table()
 }
 
 /// The few AML encodings that the DSDT needs (ACPI 20.2).
 mod aml {
+    use super::super::pci::intx::Route;
+    use super::super::pci::{ECFG_BASE, ECFG_SIZE, MEMORY_BASE};
     use super::super::pm::SLEEP_TYPE_S5;
 
     const ZERO: u8 = 0x00;
@@ -255,29 +260,115 @@ mod aml {
     const BYTE: u8 = 0x0a;
     const DWORD: u8 = 0x0c;
     const SCOPE: u8 = 0x10;
+    const BUFFER: u8 = 0x11;
     const PACKAGE: u8 = 0x12;
+    const METHOD: u8 = 0x14;
     const EXT: u8 = 0x5b;
+    const ARG_0: u8 = 0x68;
+    const STORE: u8 = 0x70;
     const DEVICE: u8 = 0x82;
+    const IF: u8 = 0xa0;
+    const RETURN: u8 = 0xa4;
     const ROOT: u8 = b'\\';
 
-    /// `Name (\_S5, Package (2) { 5, Zero })  Scope (\_SB) { Device (PC00) { … } }`.
-    pub(super) fn definitions() -> Vec<u8> {
+    /// `Name (\_S5, Package (2) { 5, Zero })  Scope (\_SB) { Device (PC00) { … } }`. With PCI devices that interrupt, the interrupt
+    /// model too, and in the scope the board's own use of the extended configuration window.
+    pub(super) fn definitions(routes: &[Route]) -> Vec<u8> {
         let s5 = package(2, &[BYTE, SLEEP_TYPE_S5, ZERO]);
         let mut bytes = vec![NAME, ROOT];
         bytes.extend(b"_S5_");
         bytes.extend(s5);
+        let mut scope = pci_root(routes);
+        if !routes.is_empty() {
+            bytes.extend(interrupt_model());
+            scope.extend(motherboard());
+        }
         bytes.push(SCOPE);
-        bytes.extend(sized(&[&[ROOT][..], b"_SB_", &pci_root()].concat()));
+        bytes.extend(sized(&[&[ROOT][..], b"_SB_", &scope].concat()));
         bytes
     }
 
-    /// The PCI host bridge, `PNP0A03`, bus 0.
-    fn pci_root() -> Vec<u8> {
+    /// `Name (\PICM, Zero)  Method (\_PIC, 1) { Store (Arg0, \PICM) }`: 1 when the system uses the I/O APIC (5.8.1).
+    fn interrupt_model() -> Vec<u8> {
+        let name = [&[NAME, ROOT][..], b"PICM", &[ZERO]].concat();
+        let body = [&[ROOT][..], b"_PIC", &[1, STORE, ARG_0, ROOT], b"PICM"].concat();
+        [name, vec![METHOD], sized(&body)].concat()
+    }
+
+    /// The PCI host bridge, `PNP0A03`, bus 0. With devices: the windows in which their BARs can be, and where their interrupt pins
+    /// go. bhyve has a link device for each PIRQ; here the ISA interrupts are the ones that are routed at the start.
+    fn pci_root(routes: &[Route]) -> Vec<u8> {
         let hid = [&[DWORD][..], &eisa_id(b"PNP0A03")].concat();
-        let body = [name(b"_HID", &hid), name(b"_ADR", &[ZERO]), name(b"_BBN", &[ZERO])].concat();
-        let mut bytes = vec![EXT, DEVICE];
-        bytes.extend(sized(&[&b"PC00"[..], &body].concat()));
-        bytes
+        let mut body = [name(b"_HID", &hid), name(b"_ADR", &[ZERO]), name(b"_BBN", &[ZERO])].concat();
+        if !routes.is_empty() {
+            body.extend(name(b"_CRS", &buffer(&windows())));
+            body.extend(name(b"PPRT", &routing(routes, |route| route.irq)));
+            body.extend(name(b"APRT", &routing(routes, |route| route.ioapic_pin)));
+            // Method (_PRT, 0) { If (\PICM) { Return (APRT) } Return (PPRT) }
+            let with_ioapic = sized(&[&[ROOT][..], b"PICM", &[RETURN], b"APRT"].concat());
+            let method = [&b"_PRT"[..], &[0, IF], &with_ioapic, &[RETURN], b"PPRT"].concat();
+            body.push(METHOD);
+            body.extend(sized(&method));
+        }
+        device(b"PC00", &body)
+    }
+
+    /// `PNP0C02`: the extended configuration window is nobody else's (PCI Firmware 3.0, 4.1.2).
+    fn motherboard() -> Vec<u8> {
+        let hid = [&[DWORD][..], &eisa_id(b"PNP0C02")].concat();
+        let window = [ECFG_BASE as u32, ECFG_SIZE as u32].map(u32::to_le_bytes);
+        // A 32-bit fixed memory range, read-only (6.4.3.4).
+        let resources = [&[0x86, 9, 0, 0][..], window.as_flattened(), &END].concat();
+        device(b"MBRD", &[name(b"_HID", &hid), name(b"_CRS", &buffer(&resources))].concat())
+    }
+
+    /// `_PRT` (6.2.13): for INTA of each slot the interrupt, without a link device.
+    fn routing(routes: &[Route], interrupt: fn(&Route) -> u8) -> Vec<u8> {
+        const EVERY_FUNCTION: u32 = 0xffff;
+        let entry = |route: &Route| {
+            let address = u32::from(route.slot) << 16 | EVERY_FUNCTION;
+            let values = [&[DWORD][..], &address.to_le_bytes(), &[ZERO, ZERO, BYTE, interrupt(route)]].concat();
+            package(4, &values)
+        };
+        package(routes.len() as u8, &routes.iter().flat_map(entry).collect::<Vec<u8>>())
+    }
+
+    /// The end of a list of resources (6.4.2.9).
+    const END: [u8; 2] = [0x79, 0];
+
+    /// What the host bridge passes on (6.4.3.5): buses, ports but for those of configuration, memory below its window.
+    fn windows() -> Vec<u8> {
+        const MEMORY: u8 = 0;
+        const IO: u8 = 1;
+        const BUS: u8 = 2;
+        const FIXED: u8 = 0b1100;
+        const WHOLE_RANGE: u8 = 0b11;
+        const READ_WRITE: u8 = 1;
+        let word = |kind, of_kind, first: u16, last: u16| {
+            let fields = [0, first, last, 0, (last - first).wrapping_add(1)].map(u16::to_le_bytes);
+            [&[0x88, 13, 0, kind, FIXED, of_kind][..], fields.as_flattened()].concat()
+        };
+        let (first, last) = (MEMORY_BASE as u32, ECFG_BASE as u32 - 1);
+        let memory = [0, first, last, 0, last - first + 1].map(u32::to_le_bytes);
+        [
+            word(BUS, 0, 0, 0xff),
+            // CONFIG_ADDRESS and CONFIG_DATA are the bridge's own (6.4.2.5).
+            vec![0x47, 1, 0xf8, 0x0c, 0xf8, 0x0c, 1, 8],
+            word(IO, WHOLE_RANGE, 0, 0xcf7),
+            word(IO, WHOLE_RANGE, 0xd00, 0xffff),
+            [&[0x87, 23, 0, MEMORY, FIXED, READ_WRITE][..], memory.as_flattened()].concat(),
+            END.to_vec(),
+        ]
+        .concat()
+    }
+
+    fn device(name: &[u8; 4], body: &[u8]) -> Vec<u8> {
+        [&[EXT, DEVICE][..], &sized(&[name, body].concat())].concat()
+    }
+
+    fn buffer(bytes: &[u8]) -> Vec<u8> {
+        let len = u8::try_from(bytes.len()).expect("no list of resources of ours has 256 bytes");
+        [&[BUFFER][..], &sized(&[&[BYTE, len][..], bytes].concat())].concat()
     }
 
     fn name(name: &[u8; 4], value: &[u8]) -> Vec<u8> {
@@ -322,7 +413,7 @@ mod tests {
 
     /// Guest memory as a guest sees it: tables by address.
     fn memory(vcpus: u16) -> BTreeMap<u64, Vec<u8>> {
-        build(Machine { vcpus, hpet_capabilities: 0x8086_a701 }).into_iter().collect()
+        build(Machine { vcpus, hpet_capabilities: 0x8086_a701, routes: &[] }).into_iter().collect()
     }
 
     fn word(bytes: &[u8], at: usize) -> u64 {
@@ -417,7 +508,7 @@ mod tests {
 
     #[test]
     fn s5_says_5() {
-        let aml = aml::definitions();
+        let aml = aml::definitions(&[]);
         assert_eq!(aml[..12], [0x08, b'\\', b'_', b'S', b'5', b'_', 0x12, 5, 2, 0x0a, 5, 0]);
         assert_eq!(aml::eisa_id(b"PNP0A03"), [0x41, 0xd0, 0x0a, 0x03]);
     }

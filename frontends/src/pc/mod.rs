@@ -12,12 +12,18 @@ pub(crate) mod mptable;
 pub(crate) mod pci;
 pub(crate) mod pm;
 mod uart;
+mod virtio;
 
 use crate::Console;
+use crate::pci_device::PciDevice;
+pub(crate) use virtio::Dma;
+
 use kbdc::Kbdc;
 use parking_lot::Mutex;
-use pci::Pci;
+use pci::intx::Route;
+use pci::{Interrupt, Pci};
 use pm::Pm;
+use std::sync::Arc;
 use uart::Uart;
 use vmm::trace::GuestReport;
 use vmm::trace::report_port::REPORT_PORT;
@@ -34,7 +40,7 @@ pub(crate) struct Inout {
 }
 
 /// What a device wants done outside itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// An edge on an ISA interrupt line.
     PulseIrq(u8),
@@ -45,12 +51,17 @@ pub(crate) enum Effect {
         /// Guest physical address.
         to: Option<u64>,
     },
+    /// PCI devices interrupt, in this order.
+    Interrupts(Vec<Interrupt>),
     /// The guest reported to the harness.
     Report(GuestReport),
 }
 
+/// 4 GiB.
+const FOUR_GIB: u64 = 4 << 30;
+
 /// What an access led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reaction {
     /// What IN returns, in the low `bytes` bytes.
     pub(crate) value: u32,
@@ -77,17 +88,35 @@ struct Devices {
     kbdc: Kbdc,
 }
 
+/// What a PC's bus 0 has beside the bridges.
+#[derive(Clone, Copy)]
+pub(crate) struct Bus<'a> {
+    /// The device of slot 5.
+    pub(crate) movable_bar: bool,
+    /// Virtio devices.
+    pub(crate) devices: &'a [PciDevice],
+    /// The VM has a boot ROM, by which interrupt pins are assigned.
+    pub(crate) bootrom: bool,
+}
+
 /// The devices of one PC, shared by the threads of its vCPUs.
 pub(crate) struct Pc {
     devices: Mutex<Devices>,
+    /// What PCI devices read and write.
+    memory: Arc<dyn Dma>,
 }
 
 impl Pc {
-    /// A PC after power-up, its COM1 on the console; with the PCI device of slot 5 or without.
-    pub(crate) fn new(console: &Console, movable_bar: bool) -> Pc {
-        let pci = Pci::new(movable_bar);
+    /// A PC after power-up, its COM1 on the console.
+    pub(crate) fn new(console: &Console, memory: Arc<dyn Dma>, bus: Bus<'_>) -> Pc {
+        let pci = Pci::new(bus.movable_bar, bus.devices, bus.bootrom, console);
         let devices = Devices { uart: Uart::new(console), pci, pm: Pm::default(), kbdc: Kbdc::new() };
-        Pc { devices: Mutex::new(devices) }
+        Pc { devices: Mutex::new(devices), memory }
+    }
+
+    /// Where the interrupt pins of PCI devices go.
+    pub(crate) fn routes(&self) -> Vec<Route> {
+        self.devices.lock().pci.routes()
     }
 
     /// Takes over the state of every device from a PC that is no longer used.
@@ -111,9 +140,13 @@ impl Pc {
                 pci.write_address(bytes, data);
                 Some(Reaction::NOTHING)
             }
-            (pci::CONFIG_DATA..=pci::CONFIG_DATA_LAST, None) => Some(Reaction::value(pci.read_data(port, bytes))),
+            (pci::CONFIG_DATA..=pci::CONFIG_DATA_LAST, None) => {
+                let value = pci.read_data(port, bytes);
+                Some(Reaction { value, effect: pci.take_effect() })
+            }
             (pci::CONFIG_DATA..=pci::CONFIG_DATA_LAST, Some(data)) => {
-                Some(Reaction::of(pci.write_data(port, bytes, data)))
+                pci.write_data(port, bytes, data, &*self.memory);
+                Some(Reaction::of(pci.take_effect()))
             }
             (pm::PM1_STATUS | pm::PM1_ENABLE | pm::PM1_CONTROL | pm::SMI_COMMAND | pm::RESET, None) => {
                 pm.read(port, bytes).map(Reaction::value)
@@ -123,25 +156,45 @@ impl Pc {
             }
             (kbdc::DATA | kbdc::STATUS, None) => kbdc.read(port, bytes).map(Reaction::value),
             (kbdc::DATA | kbdc::STATUS, Some(data)) => kbdc.write(port, bytes, data),
-            (_, None) => Some(Reaction::value(u32::MAX)),
-            (_, Some(_)) => Some(Reaction::NOTHING),
+            (_, None) => {
+                let value = pci.read_bar(true, port.into(), bytes).map_or(u32::MAX, |value| value as u32);
+                Some(Reaction { value, effect: pci.take_effect() })
+            }
+            (_, Some(data)) => {
+                pci.write_bar(true, port.into(), bytes, data.into(), &*self.memory);
+                Some(Reaction::of(pci.take_effect()))
+            }
         }
     }
 
-    /// A read of `bytes` bytes from the hole between RAM and 4 GiB: the PCI window, or all ones
-    /// (`pci_emul_fallback_handler`).
-    pub(crate) fn read_hole(&self, gpa: u64, bytes: u8) -> u64 {
-        match gpa.checked_sub(pci::ECFG_BASE) {
-            Some(offset) if offset < pci::ECFG_SIZE => self.devices.lock().pci.read_window(offset, bytes),
-            _ => u64::MAX,
-        }
+    /// A read of `bytes` bytes from memory that is none, and what is to be done outside: the PCI window, a BAR, or, in the hole below
+    /// 4 GiB, all ones (`pci_emul_fallback_handler`). `None` above it, where nothing answers.
+    pub(crate) fn read_memory(&self, gpa: u64, bytes: u8) -> Option<(u64, Option<Effect>)> {
+        let pci = &mut self.devices.lock().pci;
+        let value = match in_window(gpa) {
+            Some(offset) => pci.read_window(offset, bytes),
+            None => pci.read_bar(false, gpa, bytes).or((gpa < FOUR_GIB).then_some(u64::MAX))?,
+        };
+        Some((value, pci.take_effect()))
     }
 
-    /// A write to that hole, and what is to be done outside.
-    pub(crate) fn write_hole(&self, gpa: u64, bytes: u8, data: u64) -> Option<Effect> {
-        let offset = gpa.checked_sub(pci::ECFG_BASE).filter(|offset| *offset < pci::ECFG_SIZE)?;
-        self.devices.lock().pci.write_window(offset, bytes, data)
+    /// A write to such memory, and what is to be done outside.
+    pub(crate) fn write_memory(&self, gpa: u64, bytes: u8, data: u64) -> Option<Option<Effect>> {
+        let pci = &mut self.devices.lock().pci;
+        let answered = match in_window(gpa) {
+            Some(offset) => {
+                pci.write_window(offset, bytes, data, &*self.memory);
+                true
+            }
+            None => pci.write_bar(false, gpa, bytes, data, &*self.memory),
+        };
+        (answered || gpa < FOUR_GIB).then(|| pci.take_effect())
     }
+}
+
+/// How far from the beginning of the PCI window an address is.
+fn in_window(gpa: u64) -> Option<u64> {
+    gpa.checked_sub(pci::ECFG_BASE).filter(|offset| *offset < pci::ECFG_SIZE)
 }
 
 /// COM1 takes bytes, and words as two bytes at the next two ports (`lpc_uart_io_handler`).
@@ -185,7 +238,8 @@ mod tests {
 
     fn pc() -> (Pc, Console) {
         let console = Console::new();
-        (Pc::new(&console, false), console)
+        let bus = Bus { movable_bar: false, devices: &[], bootrom: true };
+        (Pc::new(&console, Arc::new(virtio::testing::Ram::new(0)), bus), console)
     }
 
     fn input(pc: &Pc, port: u16, bytes: u8) -> Option<u32> {
@@ -221,9 +275,10 @@ mod tests {
     #[test]
     fn the_hole_reads_as_ones_but_for_the_window() {
         let (pc, _) = pc();
-        assert_eq!(pc.read_hole(0xd000_0000, 4), u64::MAX);
-        assert_eq!(pc.read_hole(0xe000_0000, 2), 0x1275);
-        assert_eq!(pc.read_hole(0xf000_0000, 4), u64::MAX);
+        assert_eq!(pc.read_memory(0xd000_0000, 4), Some((u64::MAX, None)));
+        assert_eq!(pc.read_memory(0xe000_0000, 2), Some((0x1275, None)));
+        assert_eq!(pc.read_memory(0xf000_0000, 4), Some((u64::MAX, None)));
+        assert_eq!((pc.read_memory(4 << 30, 4), pc.write_memory(4 << 30, 4, 0)), (None, None));
     }
 
     proptest! {
@@ -237,8 +292,8 @@ mod tests {
         fn no_memory_access_panics(gpa in 0xdfff_0000_u64..0xf001_0000, size in 0..4_u32, data: u64) {
             let (pc, _) = pc();
             let bytes = 1 << size;
-            let _effect = pc.write_hole(gpa, bytes, data);
-            let _value = pc.read_hole(gpa, bytes);
+            let _effect = pc.write_memory(gpa, bytes, data);
+            let _value = pc.read_memory(gpa, bytes);
         }
     }
 }

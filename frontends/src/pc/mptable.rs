@@ -2,6 +2,7 @@
 
 use super::acpi::FIRST_X2APIC_ID;
 use super::fix_checksum;
+use super::pci::intx::Route;
 
 /// Where the floating pointer structure stands; the configuration table follows it.
 pub(crate) const MPTABLE_BASE: u64 = 0xf0000;
@@ -31,14 +32,16 @@ const EXTINT: u8 = 3;
 const PCI_BUS: u8 = 0;
 const ISA_BUS: u8 = 1;
 
-/// The floating pointer structure and the configuration table behind it, for vCPUs whose APIC IDs are their numbers. Those
+/// The floating pointer structure and the configuration table behind it, for vCPUs whose APIC IDs are their numbers, and PCI
+/// devices whose interrupt pins go there. vCPUs
 /// from 255 on are left out: the table cannot say them. (bhyve wraps, and lists the same numbers again.)
-pub(crate) fn build(vcpus: u16) -> Vec<u8> {
+pub(crate) fn build(vcpus: u16, routes: &[Route]) -> Vec<u8> {
     let mut entries: Vec<Vec<u8>> = (0..FIRST_X2APIC_ID.min(vcpus) as u8).map(processor).collect();
     entries.push(bus(PCI_BUS, b"PCI   "));
     entries.push(bus(ISA_BUS, b"ISA   "));
     entries.push(ioapic());
     entries.extend((0..16).map(isa_interrupt));
+    entries.extend(routes.iter().map(pci_interrupt));
     entries.extend([local_interrupt(EXTINT, 0), local_interrupt(NMI, 1)]);
 
     let mut table = vec![0; HEADER_LEN];
@@ -110,6 +113,13 @@ fn isa_interrupt(pin: u8) -> Vec<u8> {
     vec![entry::IO_INTERRUPT, kind, flags, 0, ISA_BUS, irq, 0, pin]
 }
 
+/// INTA of a slot (MP specification D.3): level triggered, active low.
+fn pci_interrupt(route: &Route) -> Vec<u8> {
+    const ACTIVE_LOW_LEVEL: u8 = 0b1111;
+    const INTA: u8 = 0;
+    vec![entry::IO_INTERRUPT, INT, ACTIVE_LOW_LEVEL, 0, PCI_BUS, route.slot << 2 | INTA, 0, route.ioapic_pin]
+}
+
 /// What arrives at LINT0 or LINT1 of every local APIC.
 fn local_interrupt(kind: u8, pin: u8) -> Vec<u8> {
     const EVERY_APIC: u8 = 0xff;
@@ -148,7 +158,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_vcpu_below_255_has_its_entry(vcpus in 1_u16..=1024) {
-            let (processors, counts) = parse(&build(vcpus));
+            let (processors, counts) = parse(&build(vcpus, &[]));
             prop_assert_eq!(counts, [usize::from(vcpus.min(255)), 2, 1, 16, 2]);
             for (i, (apic_id, flags)) in processors.into_iter().enumerate() {
                 prop_assert_eq!(usize::from(apic_id), i);

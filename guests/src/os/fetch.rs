@@ -2,6 +2,7 @@
 //! from and what its hash is.
 
 use super::apt::{Apt, Offer};
+use super::cpio::{Archive, Kind};
 use super::deb;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,6 +15,8 @@ use std::sync::Arc;
 pub enum Package {
     /// Debian's kernel for virtual machines, `linux-image-cloud-amd64`: a bzImage.
     Linux,
+    /// The drivers of virtio devices from the same package: an archive of modules for an initial RAM disk.
+    LinuxModules,
     /// Debian's `busybox-static`.
     Busybox,
     /// Debian's `memtest86+`: a bzImage of its own, which starts every CPU.
@@ -104,13 +107,14 @@ pub fn cache_directory() -> PathBuf {
 
 impl Package {
     /// Everything.
-    pub const ALL: [Package; 3] = [Package::Linux, Package::Busybox, Package::Memtest];
+    pub const ALL: [Package; 4] = [Package::Linux, Package::LinuxModules, Package::Busybox, Package::Memtest];
 
     /// The name on the command line and in a matrix.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Package::Linux => "linux",
+            Package::LinuxModules => "linux-modules",
             Package::Busybox => "busybox",
             Package::Memtest => "memtest86+",
         }
@@ -127,24 +131,26 @@ impl Package {
     pub fn about(self) -> &'static str {
         match self {
             Package::Linux => "Debian's kernel for virtual machines (linux-image-cloud-amd64)",
+            Package::LinuxModules => "the drivers of virtio devices from the same package",
             Package::Busybox => "Debian's static busybox (busybox-static)",
             Package::Memtest => "Debian's memtest86+ for x86-64 (memtest86+)",
         }
     }
 
-    /// The beginning of the file's path inside the package.
-    fn file(self) -> &'static str {
+    /// The file that is kept of a package, and its path there.
+    fn contents(self, package: &[u8]) -> io::Result<(String, Vec<u8>)> {
         match self {
-            Package::Linux => "boot/vmlinuz-",
-            Package::Busybox => "bin/busybox",
-            Package::Memtest => "boot/memtest86+x64.bin",
+            Package::Linux => deb::extract(package, "boot/vmlinuz-"),
+            Package::LinuxModules => modules(package),
+            Package::Busybox => deb::extract(package, "bin/busybox"),
+            Package::Memtest => deb::extract(package, "boot/memtest86+x64.bin"),
         }
     }
 
     /// The distribution's name of it.
     fn resolve(self, apt: &Apt) -> Result<String, String> {
         match self {
-            Package::Linux => apt.dependency("linux-image-cloud-amd64", "linux-image-"),
+            Package::Linux | Package::LinuxModules => apt.dependency("linux-image-cloud-amd64", "linux-image-"),
             Package::Busybox => Ok("busybox-static".to_owned()),
             Package::Memtest => Ok("memtest86+".to_owned()),
         }
@@ -195,8 +201,8 @@ impl Package {
         if found != offer.sha256 {
             return Err(FetchError::Hash { file: offer.file, expected: offer.sha256, found });
         }
-        let (file, bytes) = deb::extract(&package, self.file())
-            .map_err(|source| FetchError::Unpack { file: offer.file.clone(), source })?;
+        let (file, bytes) =
+            self.contents(&package).map_err(|source| FetchError::Unpack { file: offer.file.clone(), source })?;
         let record = Record { package: offer.file, package_sha256: found, file, sha256: sha256(&bytes) };
         // Each in one step, the record last: a file that does not match its record is found out.
         let text = toml::to_string(&record).expect("four texts become TOML");
@@ -225,11 +231,38 @@ impl Package {
     }
 }
 
+/// The drivers that virtio devices need, each after those that it needs itself.
+const MODULES: [&str; 11] = [
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio_pci_legacy_dev.ko",
+    "drivers/virtio/virtio_pci_modern_dev.ko",
+    "drivers/virtio/virtio_pci.ko",
+    "drivers/block/virtio_blk.ko",
+    "drivers/char/hw_random/virtio-rng.ko",
+    "drivers/char/virtio_console.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+];
+
+/// An archive with the drivers as `modules/00.ko` and so on, in the order in which they are to be loaded.
+fn modules(package: &[u8]) -> io::Result<(String, Vec<u8>)> {
+    let files = deb::extract_each(package, &MODULES)?;
+    let mut archive = Archive::default();
+    archive.add("modules", Kind::Directory);
+    for (number, (_, module)) in files.iter().enumerate() {
+        archive.add(&format!("modules/{number:02}.ko"), Kind::File(module));
+    }
+    let release = files.first().map_or("", |(path, _)| path.split_once("/kernel/").map_or(path, |(before, _)| before));
+    Ok((release.to_owned(), archive.finish()))
+}
+
 const RECORD: &str = "record.toml";
 const FILE: &str = "file";
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    base16ct::lower::encode_string(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! The initial RAM disks of Linux guests.
 
-use super::INIT;
 use super::cpio::{Archive, Kind};
+use super::{INIT, Package};
 
 /// An initial RAM disk that the project makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Initramfs {
     /// Nothing but [`INIT`], as process 1.
     Spinup,
+    /// [`INIT`] with the drivers of virtio devices: it loads them, and tries each device.
+    Virtio,
     /// busybox as process 1: its `init` runs a script, which counts on each CPU with `taskset`, runs [`INIT`] for the
     /// report port, and powers off.
     Busybox,
@@ -30,13 +32,14 @@ busybox poweroff -f
 
 impl Initramfs {
     /// Every initial RAM disk.
-    pub const ALL: [Initramfs; 2] = [Initramfs::Spinup, Initramfs::Busybox];
+    pub const ALL: [Initramfs; 3] = [Initramfs::Spinup, Initramfs::Virtio, Initramfs::Busybox];
 
     /// The name in a matrix.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Initramfs::Spinup => "spinup",
+            Initramfs::Virtio => "spinup-virtio",
             Initramfs::Busybox => "busybox",
         }
     }
@@ -47,25 +50,40 @@ impl Initramfs {
         Initramfs::ALL.into_iter().find(|initramfs| initramfs.name() == name)
     }
 
-    /// The archive. `busybox` is a static busybox, which [`Initramfs::Busybox`] needs.
+    /// The package that it is made of, beside [`INIT`].
     #[must_use]
-    pub fn build(self, busybox: &[u8]) -> Vec<u8> {
+    pub fn needs(self) -> Option<Package> {
+        match self {
+            Initramfs::Spinup => None,
+            Initramfs::Virtio => Some(Package::LinuxModules),
+            Initramfs::Busybox => Some(Package::Busybox),
+        }
+    }
+
+    /// The archive; `package` is the file of the package that it needs.
+    #[must_use]
+    pub fn build(self, package: &[u8]) -> Vec<u8> {
         let mut archive = Archive::default();
         archive.add("dev", Kind::Directory).add("dev/console", Kind::CharDevice(5, 1));
         archive.add("sys", Kind::Directory);
         match self {
-            Initramfs::Spinup => archive.add("init", Kind::Program(INIT)),
+            Initramfs::Spinup | Initramfs::Virtio => archive.add("init", Kind::Program(INIT)),
             Initramfs::Busybox => archive
                 .add("proc", Kind::Directory)
                 .add("bin", Kind::Directory)
-                .add("bin/busybox", Kind::Program(busybox))
+                .add("bin/busybox", Kind::Program(package))
                 .add("bin/spinup-init", Kind::Program(INIT))
                 .add("etc", Kind::Directory)
                 .add("etc/inittab", Kind::File(b"::sysinit:/etc/rc\n"))
                 .add("etc/rc", Kind::Program(RC))
                 .add("init", Kind::Link("bin/busybox")),
         };
-        archive.finish()
+        let mut bytes = archive.finish();
+        if self == Initramfs::Virtio {
+            // Linux unpacks archives one behind the other.
+            bytes.extend(package);
+        }
+        bytes
     }
 }
 

@@ -18,7 +18,7 @@ mod trace;
 use crate::cell::{Cell, EngineKind};
 use crate::matrix::{Matrix, Selection};
 use crate::pattern::Pattern;
-use crate::report::paint::{RED, paint};
+use crate::report::paint::{KNOWN, RED, paint};
 use crate::run::{CellRun, Engines, Setup, run_cell};
 use ::guests::MAX_CPUS;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -305,6 +305,11 @@ fn complain(message: &str, status: u8) -> u8 {
     // If standard error is gone too, the status still tells.
     let _ = writeln!(anstream::stderr(), "{} {message}", paint(RED, "error:"));
     status
+}
+
+/// Says what is not as it should be, and stops nobody.
+fn warn(message: &str) {
+    let _ = writeln!(anstream::stderr(), "{} {message}", paint(KNOWN, "warning:"));
 }
 
 /// Prints a result.

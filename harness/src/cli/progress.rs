@@ -84,4 +84,12 @@ impl Observer for Progress {
             bar.set_message("");
         }
     }
+
+    fn warns(&self, what: &str) {
+        let warn = || super::warn(what);
+        match self {
+            Progress::Bars { all, .. } => all.suspend(warn),
+            Progress::Silent | Progress::Lines { .. } => warn(),
+        }
+    }
 }

@@ -74,14 +74,9 @@ pub(super) fn repro(args: &ReproArgs) -> Result<u8, Failure> {
     print_and_exit(&Diff::new(&good_trace, &bad_trace).show(amount), unless_our_fault([&bad.result], 0))
 }
 
-/// The nearest cell that is ok, if the kernel has a place among the others.
+/// The nearest cell that is ok.
 fn good_side(setup: &Setup, bad: &Cell) -> Option<StoredTrace> {
-    let kernels: Vec<&str> = setup.matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
-    if !kernels.contains(&&*bad.kernel) {
-        return None;
-    }
-    let frontends: Vec<&str> = crate::catalog::frontends().iter().map(|part| part.name).collect();
-    neighbours(bad, &kernels, &frontends)
+    neighbours(&setup.matrix, bad)
         .into_iter()
         .map(|candidate| run_cell(setup, &candidate))
         .find(|run| run.result.outcome.kind == OutcomeKind::Ok)

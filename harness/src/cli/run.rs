@@ -288,7 +288,7 @@ fn open_journal(
     let names: Vec<String> = cells.iter().map(Cell::to_string).collect();
     let source = setup.matrix.source();
     let run = format!("{:?}", (&source.text, names, setup.seed, setup.timeout, args.repeat));
-    let run: String = Sha256::digest(run).iter().map(|byte| format!("{byte:02x}")).collect();
+    let run = base16ct::lower::encode_string(&Sha256::digest(run));
     let (journal, found) = Journal::open(&path, &run, args.resume).map_err(|error| {
         let message = format!("{}: {error}", path.display());
         match error {

@@ -3,7 +3,7 @@
 use super::{Failure, MatrixArgs, print, print_and_exit};
 use crate::catalog::{self, Part};
 use crate::coverage::Coverage;
-use crate::matrix::{Matrix, Regression, RuleUse, Selection};
+use crate::matrix::{Matrix, OsGuest, Regression, RuleUse, Selection};
 use crate::pattern::{Pattern, did_you_mean};
 use crate::report::paint::{BOLD, DIM, paint};
 use crate::report::{exit_status, unexplained};
@@ -63,7 +63,10 @@ pub(super) fn show(args: &ShowArgs) -> Result<u8, Failure> {
     let (what, entries): (&str, Vec<Entry>) = match args.what {
         What::Kernels => ("kernel", matrix.kernels().iter().map(kernel).collect()),
         What::Frontends => ("frontend", catalog::frontends().iter().map(frontend).collect()),
-        What::Guests => ("guest", catalog::guests().iter().map(part).collect()),
+        What::Guests => {
+            let bare_metal = catalog::guests();
+            ("guest", bare_metal.iter().map(part).chain(matrix.os_guests().iter().map(os_guest)).collect())
+        }
         What::Changes => ("change", CHANGES.iter().map(|change| self::change(change, &matrix)).collect()),
         What::Regressions => ("regression", matrix.regressions().iter().map(regression).collect()),
         What::Expectations => ("expectation", matrix.rule_uses().iter().map(expectation).collect()),
@@ -158,6 +161,12 @@ fn frontend(frontend: &Part) -> Entry {
             .map(|option| format!("{option}: {about}"))
     });
     Entry { more: options.map(|option| ("option", option)).collect(), ..part(frontend) }
+}
+
+fn os_guest(guest: &OsGuest) -> Entry {
+    let mut more = vec![("memory", format!("{} MiB", guest.memory_bytes >> 20))];
+    more.extend(guest.devices.iter().map(|device| ("device", device.to_string())));
+    Entry { name: guest.name.clone(), about: guest.about.clone(), more }
 }
 
 fn part(part: &Part) -> Entry {

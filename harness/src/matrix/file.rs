@@ -244,6 +244,21 @@ pub(super) struct GuestTable {
     pub limits: LimitsTable,
     #[serde(default)]
     pub milestones: Vec<MilestoneTable>,
+    #[serde(default)]
+    pub devices: Vec<Spanned<DeviceTable>>,
+}
+
+/// A PCI device of a guest's machine.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeviceTable {
+    pub kind: Spanned<String>,
+    pub slot: Option<Spanned<u8>>,
+    pub transport: Option<Spanned<String>>,
+    /// Of a disk.
+    pub file: Option<Spanned<String>>,
+    /// Of a disk: `ro` or `snapshot`.
+    pub mode: Option<Spanned<String>>,
 }
 
 /// A line of a guest's console.

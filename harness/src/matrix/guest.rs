@@ -1,9 +1,11 @@
 //! Operating systems as guests: `[[guest]]` of a matrix.
 
 use super::ConfigError;
+use super::device::Device;
 use super::file::{GuestTable, LimitTable, LimitsTable, Source};
 use crate::cell::is_name;
 use crate::pattern::{Pattern, did_you_mean};
+use frontends::PciDevice;
 use frontends::loader::{OsImage, Protocol};
 use guests::os::{Initramfs, Package, cache_directory};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ pub struct OsGuest {
     pub memory_bytes: u64,
     /// What its console says on the way, in the order in which it is expected.
     pub milestones: Vec<Milestone>,
+    /// The PCI devices of its machine beside the bridges, in the order of their slots.
+    pub devices: Vec<Device>,
     pub(super) soft: LimitTable,
     pub(super) kvm: LimitTable,
     kernel: FileSource,
@@ -65,10 +69,9 @@ impl FileSource {
 impl InitrdSource {
     fn read(&self) -> Result<Arc<[u8]>, String> {
         match self {
-            InitrdSource::Made(initramfs @ Initramfs::Spinup) => Ok(initramfs.build(&[]).into()),
-            InitrdSource::Made(initramfs @ Initramfs::Busybox) => {
-                let busybox = FileSource::Fetched(Package::Busybox).read()?;
-                Ok(initramfs.build(&busybox).into())
+            InitrdSource::Made(initramfs) => {
+                let package = initramfs.needs().map(|package| FileSource::Fetched(package).read()).transpose()?;
+                Ok(initramfs.build(package.as_deref().unwrap_or_default()).into())
             }
             InitrdSource::File(path) => read(path),
         }
@@ -130,11 +133,13 @@ impl OsGuest {
             .milestones
             .iter()
             .map(|milestone| Milestone { name: milestone.name.clone(), pattern: milestone.line.clone() });
+        let devices = Device::parse_all(source, &table.devices, directory)?;
         Ok(OsGuest {
             name: name.clone(),
             about: table.about.clone(),
             memory_bytes: u64::from(*table.memory_mib.get_ref()) << 20,
             milestones: milestones.collect(),
+            devices,
             soft,
             kvm,
             kernel,
@@ -145,7 +150,15 @@ impl OsGuest {
         })
     }
 
-    /// The kernel with what belongs to it.
+    /// The PCI devices of one cell's machine, new; `seed` is the cell's.
+    ///
+    /// # Errors
+    /// Why a disk cannot be had, in one sentence.
+    pub fn pci_devices(&self, seed: u64) -> Result<Vec<PciDevice>, String> {
+        self.devices.iter().map(|device| device.make(seed)).collect()
+    }
+
+    /// The kernel with what belongs to it. The files of disks are opened too.
     ///
     /// # Errors
     /// Why it cannot be had here, in one sentence: it was not fetched, cannot be read, or does not fit.
@@ -157,6 +170,7 @@ impl OsGuest {
                 cmdline: self.cmdline.clone(),
                 protocol: self.protocol,
             };
+            self.devices.iter().try_for_each(Device::open)?;
             image.check(self.memory_bytes).map_err(|error| format!("{} cannot be loaded: {error}", self.name))?;
             Ok(Arc::new(image))
         };

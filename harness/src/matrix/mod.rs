@@ -3,6 +3,7 @@
 
 mod bound;
 mod cells;
+mod device;
 pub mod edit;
 mod file;
 mod guest;
@@ -13,6 +14,7 @@ mod rules;
 pub mod verdict;
 
 pub use bound::{Bound, BoundError};
+pub use device::Device;
 pub use file::ConfigError;
 pub use guest::{Milestone, OsGuest};
 pub use policy::{Date, Supported};
@@ -438,7 +440,7 @@ impl Matrix {
             });
         }
         self.rules = Rules::new(rules, &self.names);
-        for (rule, used) in self.rules.uses(&self.names, &self.configured) {
+        for (rule, used) in self.rules.uses(&self.names, &self.foreseeable()) {
             if used.matches == 0 {
                 return Err(source.error(
                     rule.span.clone(),
@@ -448,6 +450,17 @@ impl Matrix {
             }
         }
         Ok(())
+    }
+
+    /// The cells of the matrix, and those that it has with each of its operating systems that is on no axis: `--guest`
+    /// boots them, so that an expectation may be about them.
+    fn foreseeable(&self) -> Vec<Cell> {
+        let beside = self.os_guests.iter().map(|guest| &guest.name).filter(|name| !self.axes.guests.contains(name));
+        let axes = Axes { guests: beside.cloned().collect(), ..self.axes.clone() };
+        let mut cells = self.configured.clone();
+        let stated = |cell: &Cell| self.includes.iter().chain(&self.excludes).any(|cells| cells.matches(cell));
+        cells.extend(axes.product().filter(|cell| !stated(cell)));
+        cells
     }
 
     fn add_regression(&mut self, source: Source<'_>, table: RegressionTable) -> Result<(), ConfigError> {
@@ -517,11 +530,12 @@ impl Matrix {
         }
     }
 
-    /// Each expectation of the matrix in the order of the file, and how it fares with the matrix's cells. One that decides
+    /// Each expectation of the matrix in the order of the file, and how it fares with the matrix's cells, those of operating
+    /// systems that are on no axis included. One that decides
     /// no cell is dead: others, more specific, say something else everywhere.
     #[must_use]
     pub fn rule_uses(&self) -> Vec<RuleUse> {
-        let uses = self.rules.uses(&self.names, &self.configured);
+        let uses = self.rules.uses(&self.names, &self.foreseeable());
         uses.into_iter()
             .map(|(rule, used)| RuleUse {
                 line: rule.line,

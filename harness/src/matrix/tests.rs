@@ -73,6 +73,13 @@ fn the_built_in_matrix_states_the_known_truth() {
 #[test]
 fn a_malformed_matrix_names_file_line_and_key() {
     let expect = |table: &str| format!("{SMALL}[[expect]]\n{table}\nreason = \"r\"\nref = \"f\"\n");
+    let guest = |device: &str| {
+        let limits = "{ base_ms = 1, per_cpu_ms = 1 }";
+        format!(
+            "{SMALL}[[guest]]\nname = \"os\"\nabout = \"\"\nkernel = \"linux\"\ncmdline = \"\"\nmemory_mib = 64\n\
+             limits = {{ soft = {limits}, kvm = {limits} }}\ndevices = [{{ {device} }}]\n"
+        )
+    };
     let cases = [
         ("no TOML", SMALL.replace("[limits]", "[limits")),
         ("no axes", "[limits]\n".to_owned()),
@@ -128,6 +135,14 @@ fn a_malformed_matrix_names_file_line_and_key() {
         ),
         ("unknown base", format!("{SMALL}[[kernel]]\nname = \"x\"\nbase = \"fbsd-13\"\nabout = \"\"\n")),
         ("no kernel name", format!("{SMALL}[[kernel]]\nname = \"a/b\"\nbase = \"fbsd-13.2\"\nabout = \"\"\n")),
+        ("unknown device", guest("kind = \"virtio-blq\", file = \"d\"")),
+        ("device with an unknown key", guest("kind = \"virtio-net\", mac = \"x\"")),
+        ("disk without a file", guest("kind = \"virtio-blk\"")),
+        ("file of what is no disk", guest("kind = \"virtio-net\", file = \"d\"")),
+        ("unknown mode of a disk", guest("kind = \"virtio-blk\", file = \"d\", mode = \"rw\"")),
+        ("unknown transport", guest("kind = \"virtio-rnd\", transport = \"mmio\"")),
+        ("slot of a bridge", guest("kind = \"virtio-rnd\", slot = 31")),
+        ("slot twice", guest("kind = \"virtio-rnd\", slot = 3 }, { kind = \"virtio-net\", slot = 3")),
         ("exception of nothing", format!("{SMALL}[[uncovered]]\nwhat = \"cat\"\nname = \"x\"\nreason = \"r\"\n")),
         (
             "exception of what is not there",
@@ -279,6 +294,27 @@ fn a_rule_that_never_decides_is_reported() {
     assert_eq!(decided, [(1, 0), (2, 0), (2, 2)]);
     assert_eq!(uses[1].cells, "{ kernel = \"fbsd-*\" }");
     assert!(default_matrix().rule_uses().iter().all(|rule| rule.decides > 0), "an expectation of matrix.toml is dead");
+}
+
+#[test]
+fn an_expectation_may_be_about_an_operating_system_that_is_on_no_axis() {
+    const GUEST: &str = r#"
+[[guest]]
+name = "os"
+about = "an operating system"
+kernel = "linux"
+cmdline = ""
+memory_mib = 64
+limits = { soft = { base_ms = 1000, per_cpu_ms = 10 }, kvm = { base_ms = 1000, per_cpu_ms = 10 } }
+"#;
+    let expect = |guest: &str| {
+        format!("[[expect]]\nmatch = {{ guest = \"{guest}\" }}\noutcome = \"hang\"\nreason = \"so\"\nref = \"here\"\n")
+    };
+    let matrix = small(&format!("{GUEST}{}", expect("os"))).expect("a matrix");
+    let uses: Vec<_> = matrix.rule_uses().iter().map(|rule| (rule.matches, rule.decides)).collect();
+    assert_eq!(uses, [(2, 2)], "on either kernel");
+    assert_eq!(matrix.configured().len(), 2, "it is on no axis all the same");
+    assert!(small(&format!("{GUEST}{}", expect("linux"))).is_err(), "a guest that the matrix does not boot");
 }
 
 #[test]

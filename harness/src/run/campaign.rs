@@ -5,7 +5,7 @@ use super::explain::{Explanation, neighbours};
 use super::pool::Pool;
 use super::stop::Stop;
 use super::wire::{Report, Task};
-use super::{Setup, for_each};
+use super::{Feed, Setup, share_out};
 use crate::cell::{Cell, EngineKind};
 use crate::matrix::verdict::Verdict;
 use crate::outcome::OutcomeKind;
@@ -47,8 +47,10 @@ pub struct Manner {
 pub trait Observer: Sync {
     /// The worker in a place begins with a cell.
     fn begins(&self, place: usize, cell: &Cell);
-    /// It has nothing to do any more.
+    /// There is nothing more for it to do.
     fn rests(&self, place: usize);
+    /// Something is not as it should be, and the cells have run all the same.
+    fn warns(&self, what: &str);
 }
 
 /// A run.
@@ -83,7 +85,7 @@ impl<'a> Campaign<'a> {
             })
             .collect();
         let mut open: BTreeMap<usize, Vec<(u64, Report)>> = BTreeMap::new();
-        self.each(cells, &tasks, |at, report| {
+        let unconfined = self.each(cells, &tasks, |at, report| {
             let (cell, task) = &tasks[at];
             let tries = open.entry(*cell).or_default();
             tries.push((task.seed, report));
@@ -95,38 +97,42 @@ impl<'a> Campaign<'a> {
             let (result, trace) = sum_up(self.setup, &cells[*cell], tries);
             done(*cell, result, trace)
         });
+        if let Some(why) = unconfined {
+            self.observer.warns(&format!("guests ran in processes that keep their system calls: {why}"));
+        }
     }
 
-    /// Runs tasks, each with whatever it belongs to.
+    /// Runs tasks, each with whatever it belongs to; why that was in processes that have their system calls still, if so.
     fn each<T: Sync>(
         &self,
         cells: &[Cell],
         tasks: &[(T, Task)],
-        mut done: impl FnMut(usize, Report) -> ControlFlow<()>,
-    ) {
+        done: impl FnMut(usize, Report) -> ControlFlow<()>,
+    ) -> Option<String> {
         let pool = Pool::new(self.setup, cells, self.manner.isolate, self.stop);
-        let begin = |place| (place, pool.place());
-        let work = |(number, place): &mut (usize, super::pool::Place<'_>), (_, task): &(T, Task)| {
-            if self.stop.soon() {
-                return None;
+        let jobs = self.manner.jobs;
+        let attend = |number, feed: &Feed<'_, (T, Task)>, hand_over: &mut dyn FnMut(usize, Report)| {
+            let mut place = pool.place();
+            let mut next = feed.next();
+            while let Some(at) = next.filter(|_| !self.stop.soon()) {
+                let task = &tasks[at].1;
+                // While there is enough for everybody, a worker has its next task before it asks.
+                let ahead = feed.next_if(jobs, |(_, other)| pool.may_queue(task, other));
+                self.observer.begins(number, &task.cell);
+                let Some(report) = place.run(task, ahead.map(|ahead| &tasks[ahead].1)) else { break };
+                hand_over(at, report);
+                next = ahead.or_else(|| feed.next());
             }
-            self.observer.begins(*number, &task.cell);
-            let report = place.run(task);
-            self.observer.rests(*number);
-            report
+            self.observer.rests(number);
         };
-        for_each(tasks, self.manner.jobs, begin, work, |at, report| match report {
-            Some(report) => done(at, report),
-            None => ControlFlow::Break(()),
-        });
+        share_out(tasks, jobs, attend, done);
+        pool.unconfined().map(str::to_owned)
     }
 
     /// Explains the cells that need it: red ones, and for a page an example of each expected failure, or all when there are
     /// few. Where a red cell parts ways with its neighbour is noted in its result.
     pub fn explain(&self, results: &mut [CellResult], for_a_page: bool) -> BTreeMap<Cell, Explanation> {
         let wanted = wanted(results, for_a_page);
-        let kernels: Vec<&str> = self.setup.matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
-        let frontends: Vec<&str> = crate::catalog::frontends().iter().map(|part| part.name).collect();
         let seen: BTreeMap<&Cell, OutcomeKind> = results.iter().map(|r| (&r.cell, r.outcome.kind)).collect();
         // A neighbour that is known not to be ok need not be tried: cells of an operating system take their time.
         let may_be_ok = |cell: &Cell| seen.get(cell).is_none_or(|kind| *kind == OutcomeKind::Ok);
@@ -137,7 +143,7 @@ impl<'a> Campaign<'a> {
                 let beside = if result.outcome.kind == OutcomeKind::Ok {
                     Vec::new()
                 } else {
-                    neighbours(&result.cell, &kernels, &frontends)
+                    neighbours(&self.setup.matrix, &result.cell)
                         .into_iter()
                         .filter(may_be_ok)
                         .take(NEIGHBOURS)

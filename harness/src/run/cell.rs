@@ -85,6 +85,8 @@ pub struct CellRun {
     pub trace: Option<StoredTrace>,
     /// What the guest sent to its serial port.
     pub serial: Vec<u8>,
+    /// What it sent to its virtio console.
+    pub virtio_console: Vec<u8>,
 }
 
 /// Everything that a cell needs in order to run, whatever is expected of it.
@@ -150,7 +152,7 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         Ok(execution) => execution,
         Err(why) => {
             let result = CellResult::without_run(setup, cell, Verdict::NotApplicable, why);
-            return CellRun { result, trace: None, serial: Vec::new() };
+            return CellRun { result, trace: None, serial: Vec::new(), virtio_console: Vec::new() };
         }
     };
     let expectation = setup.matrix.expectation(cell);
@@ -172,7 +174,7 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
         divergence: None,
         log: whereabouts,
     };
-    CellRun { result, trace: Some(trace), serial: console.serial() }
+    CellRun { result, trace: Some(trace), serial: console.serial(), virtio_console: console.virtio() }
 }
 
 /// Runs a cell; `began` gets its host before it does anything, to watch it with.
@@ -186,7 +188,7 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, St
     let Job { cell, kernel, os_guest, engine, seed, limit } = job;
     let start = Instant::now();
     let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
-    let launch = launch(cell, *os_guest)?;
+    let launch = launch(cell, *os_guest, *seed)?;
     let host = match cell.engine {
         EngineKind::Soft => Host::virtual_time(*seed, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
         EngineKind::Kvm => Host::threads(*limit),
@@ -250,10 +252,11 @@ fn whereabouts(booted: &Kernel, trace: &Trace) -> String {
 }
 
 /// The cell's command line: what its guest boots from.
-fn launch(cell: &Cell, os_guest: Option<&OsGuest>) -> Result<Launch, String> {
+fn launch(cell: &Cell, os_guest: Option<&OsGuest>, seed: u64) -> Result<Launch, String> {
     if let Some(os_guest) = os_guest {
         let launch = Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Loader(os_guest.image()?));
-        return Ok(Launch { memory_bytes: os_guest.memory_bytes, ..launch });
+        let pci = os_guest.pci_devices(seed)?;
+        return Ok(Launch { memory_bytes: os_guest.memory_bytes, pci, ..launch });
     }
     let rom = guests::rom_named(&cell.guest).expect("the catalog knows the cell's guest");
     Ok(Launch::new(VM_NAME, cell.cpus, cell.apic, Boot::Rom(rom.into())))

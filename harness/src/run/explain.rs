@@ -1,8 +1,10 @@
 //! Why a cell is as it is: beside the nearest one that is ok, with pictures.
 
 use super::cell::{Divergence, Execution};
+use crate::catalog;
 use crate::cell::Cell;
 use crate::diff::{Amount, Diff};
+use crate::matrix::Matrix;
 use crate::trace::{StoredTrace, svg};
 use serde::{Deserialize, Serialize};
 
@@ -77,15 +79,45 @@ fn console(run: &Execution) -> String {
 }
 
 /// The cells beside which one is explained, the nearest first: the same with the kernels before its own, then with those
-/// after it, then with the other frontends.
+/// after it, then with the other frontends. A what-if kernel that its name makes from another stands just after that one.
 #[must_use]
-pub fn neighbours(cell: &Cell, kernels: &[&str], frontends: &[&str]) -> Vec<Cell> {
+pub fn neighbours(matrix: &Matrix, cell: &Cell) -> Vec<Cell> {
+    let kernels: Vec<&str> = matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
     let own = kernels.iter().position(|kernel| *kernel == cell.kernel);
-    let (before, after) = own.map_or((&kernels[..0], kernels), |own| (&kernels[..own], &kernels[own + 1..]));
+    let (before, after) = match own {
+        Some(own) => (&kernels[..own], &kernels[own + 1..]),
+        None => kernels.split_at(base_of(&cell.kernel, &kernels).map_or(0, |base| base + 1)),
+    };
     let kernels = before.iter().rev().chain(after);
-    let frontends = frontends.iter().filter(|frontend| **frontend != cell.frontend);
+    let frontends =
+        catalog::frontends().into_iter().map(|part| part.name).filter(|frontend| *frontend != cell.frontend);
     kernels
         .map(|kernel| Cell { kernel: (*kernel).to_owned(), ..cell.clone() })
-        .chain(frontends.map(|frontend| Cell { frontend: (*frontend).to_owned(), ..cell.clone() }))
+        .chain(frontends.map(|frontend| Cell { frontend: frontend.to_owned(), ..cell.clone() }))
         .collect()
+}
+
+/// The kernel from which a name makes another, as `fbsd-13.2-exit-mask` does.
+fn base_of(name: &str, kernels: &[&str]) -> Option<usize> {
+    let is_base = |base: &str| name.strip_prefix(base).is_some_and(|rest| rest.starts_with(['-', '+']));
+    (0..kernels.len()).filter(|&at| is_base(kernels[at])).max_by_key(|&at| kernels[at].len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_made_up_stands_after_the_one_that_it_is_made_from() {
+        let matrix = Matrix::built_in().expect("right");
+        let near = |kernel: &str| -> Vec<String> {
+            let cell: Cell = format!("bhyve-13.1@{kernel}/mp-spec/xapic-2/soft").parse().expect("a cell");
+            neighbours(&matrix, &cell).into_iter().take(2).map(|cell| cell.kernel).collect()
+        };
+        let kernels: Vec<&str> = matrix.kernels().iter().map(|kernel| &*kernel.name).collect();
+        let at = kernels.iter().position(|kernel| *kernel == "fbsd-13.2").expect("it is in the matrix");
+        assert_eq!(near("fbsd-13.2"), [kernels[at - 1], kernels[at - 2]]);
+        assert_eq!(near("fbsd-13.2-exit-mask"), [kernels[at], kernels[at - 1]]);
+        assert_eq!(near("somebody-elses"), kernels[..2]);
+    }
 }

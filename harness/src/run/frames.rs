@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::fmt::Write as _;
 
 /// How a line with addresses begins.
-const FRAMES: &str = "frames of spinup:";
+pub(super) const FRAMES: &str = "frames of spinup:";
 
 /// Frames that are told.
 const MOST: usize = 48;
@@ -14,7 +14,8 @@ const MOST: usize = 48;
 /// where a function may have several.
 static ANCHOR: u8 = 0;
 
-fn anchor() -> usize {
+/// The address of that place.
+pub(super) fn anchor() -> usize {
     &raw const ANCHOR as usize
 }
 
@@ -46,9 +47,13 @@ pub(super) fn named(text: &str) -> String {
 }
 
 fn name(out: &mut String, addresses: &str) {
-    let offsets = addresses.split_whitespace().filter_map(|address| usize::from_str_radix(address, 16).ok());
     let mut told = 0;
-    for offset in offsets.take(2 * MOST) {
+    for address in addresses.split_whitespace().take(2 * MOST) {
+        let Ok(offset) = usize::from_str_radix(address, 16) else {
+            // It is in another file, whose name and offset are there already.
+            let _ = writeln!(out, "  {address}");
+            continue;
+        };
         let address = anchor().wrapping_add(offset) as *mut c_void;
         backtrace::resolve(address, |symbol| {
             let name = symbol.name().map_or_else(|| "?".to_owned(), |name| format!("{name:#}"));
@@ -80,10 +85,11 @@ mod tests {
     fn addresses_of_this_program_have_names() {
         assert_eq!(known_by_name(), 0x7e57_ab1e);
         let here = known_by_name as fn() -> u64 as usize + 1;
-        let text = format!("before\n{FRAMES} {:x} zzz\nafter", here.wrapping_sub(anchor()));
+        let text = format!("before\n{FRAMES} {:x} libc.so.6+0x1f\nafter", here.wrapping_sub(anchor()));
         let named = named(&text);
         let lines: Vec<&str> = named.lines().collect();
         assert_eq!((lines.first(), lines.last()), (Some(&"before"), Some(&"after")));
-        assert!(named.contains("known_by_name"), "{named}");
+        assert!(lines[1].contains("known_by_name"), "{named}");
+        assert_eq!(lines[2], "  libc.so.6+0x1f");
     }
 }

@@ -3,6 +3,8 @@
 
 pub mod campaign;
 pub mod cell;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod crash;
 pub mod engines;
 pub mod explain;
 mod frames;
@@ -60,30 +62,70 @@ pub fn for_each<T: Sync, S, R: Send>(
     jobs: usize,
     begin: impl Fn(usize) -> S + Sync,
     work: impl Fn(&mut S, &T) -> R + Sync,
+    done: impl FnMut(usize, R) -> ControlFlow<()>,
+) {
+    let attend = |job: usize, feed: &Feed<'_, T>, hand_over: &mut dyn FnMut(usize, R)| {
+        let mut own = begin(job);
+        while let Some(at) = feed.next() {
+            hand_over(at, work(&mut own, &items[at]));
+        }
+    };
+    share_out(items, jobs, attend, done);
+}
+
+/// Items that several threads share out among themselves.
+struct Feed<'a, T> {
+    items: &'a [T],
+    next: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl<T> Feed<'_, T> {
+    /// The number of an item that is this thread's from now on; `None` when there is nothing more to do.
+    fn next(&self) -> Option<usize> {
+        self.next_if(0, |_| true)
+    }
+
+    /// The same, if the item is wanted and at least `spare` are left after it.
+    fn next_if(&self, spare: usize, wanted: impl Fn(&T) -> bool) -> Option<usize> {
+        if self.over.load(Ordering::Relaxed) {
+            return None;
+        }
+        let take = |at: usize| {
+            let wanted = self.items.get(at).is_some_and(&wanted) && at + spare < self.items.len();
+            wanted.then_some(at + 1)
+        };
+        self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()
+    }
+}
+
+/// Lets `jobs` threads share out items. Each thread takes from the feed what it works on, and hands over the result of each
+/// item with its number; `done` gets it in this thread, and can end the feed.
+fn share_out<T: Sync, R: Send>(
+    items: &[T],
+    jobs: usize,
+    attend: impl Fn(usize, &Feed<'_, T>, &mut dyn FnMut(usize, R)) + Sync,
     mut done: impl FnMut(usize, R) -> ControlFlow<()>,
 ) {
-    let next = AtomicUsize::new(0);
-    let over = AtomicBool::new(false);
+    let feed = Feed { items, next: AtomicUsize::new(0), over: AtomicBool::new(false) };
     let (sender, results) = mpsc::channel();
     std::thread::scope(|scope| {
         for job in 0..jobs.clamp(1, items.len().max(1)) {
             let sender = sender.clone();
-            let (next, over, begin, work) = (&next, &over, &begin, &work);
+            let (feed, attend) = (&feed, &attend);
             scope.spawn(move || {
-                let mut own = begin(job);
-                while !over.load(Ordering::Relaxed) {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(at) else { break };
-                    if sender.send((at, work(&mut own, item))).is_err() {
-                        break;
+                attend(job, feed, &mut |at, result| {
+                    // Nobody listens any more when `done` panicked.
+                    if sender.send((at, result)).is_err() {
+                        feed.over.store(true, Ordering::Relaxed);
                     }
-                }
+                });
             });
         }
         drop(sender);
         for (at, result) in results {
             if done(at, result).is_break() {
-                over.store(true, Ordering::Relaxed);
+                feed.over.store(true, Ordering::Relaxed);
             }
         }
     });
@@ -132,5 +174,15 @@ mod tests {
             },
         );
         assert!((3..1000).contains(&handed_over), "{handed_over}");
+    }
+
+    #[test]
+    fn an_item_is_taken_ahead_only_if_enough_are_left_for_the_others() {
+        let feed = Feed { items: &[1, 2, 3, 4], next: AtomicUsize::new(0), over: AtomicBool::new(false) };
+        assert_eq!(feed.next(), Some(0));
+        assert_eq!(feed.next_if(2, |item| *item > 2), None, "it is not wanted");
+        assert_eq!(feed.next_if(2, |_| true), Some(1));
+        assert_eq!(feed.next_if(2, |_| true), None, "that would leave one");
+        assert_eq!((feed.next(), feed.next(), feed.next()), (Some(2), Some(3), None));
     }
 }

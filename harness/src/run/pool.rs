@@ -3,15 +3,19 @@
 
 use super::Setup;
 use super::stop::Stop;
-use super::wire::{Begin, HEAD, Report, Task, frame, length};
+use super::wire::{Begin, HEAD, Ready, Report, Task, frame, length};
 use crate::cell::{Cell, EngineKind};
 use crate::outcome::{Outcome, OutcomeKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
+use signal_hook::consts::SIGXCPU;
+use signal_hook::low_level::signal_name;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The only argument of a process that is a worker. No command line says so: the runner starts these itself.
@@ -38,6 +42,8 @@ pub struct Pool<'a> {
     stop: &'a Stop,
     /// What every worker is told first.
     begin: Vec<u8>,
+    /// Why workers have their system calls still, if they have.
+    unconfined: OnceLock<String>,
 }
 
 impl<'a> Pool<'a> {
@@ -58,13 +64,30 @@ impl<'a> Pool<'a> {
             engines: engines.into_iter().collect(),
             parent: std::process::id(),
         };
-        Pool { setup, isolate, stop, begin: frame(&begin) }
+        Pool { setup, isolate, stop, begin: frame(&begin), unconfined: OnceLock::new() }
     }
 
     /// A place for one worker.
     #[must_use]
     pub fn place(&self) -> Place<'_> {
         Place { pool: self, worker: None }
+    }
+
+    /// Why the workers that were started have their system calls still, if they have.
+    #[must_use]
+    pub fn unconfined(&self) -> Option<&str> {
+        self.unconfined.get().map(String::as_str)
+    }
+
+    /// Whether a worker may have the second task while it runs the first. Both have to be short, for nobody takes it from
+    /// there: no operating system, no explanation, and nothing in real time, where cells wait for leave to run.
+    #[must_use]
+    pub fn may_queue(&self, now: &Task, ahead: &Task) -> bool {
+        let short = |task: &Task| {
+            let Cell { engine, guest, .. } = &task.cell;
+            *engine == EngineKind::Soft && task.explain.is_none() && self.setup.matrix.os_guest(guest).is_none()
+        };
+        !self.isolate && short(now) && short(ahead)
     }
 }
 
@@ -76,14 +99,14 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Runs a task; `None` when the run was stopped meanwhile.
+    /// Runs a task; `None` when the run was stopped meanwhile. The worker gets the task that will be `ahead` at the same
+    /// time, so that it need not wait for it: [`Pool::may_queue`] says whether it may. Only the next call gives its report.
     #[must_use]
-    pub fn run(&mut self, task: &Task) -> Option<Report> {
+    pub fn run(&mut self, task: &Task, ahead: Option<&Task>) -> Option<Report> {
         let _slot = self.pool.setup.engines.slot(task.cell.engine);
-        let request = frame(task);
         let runs = 1 + task.explain.as_ref().map_or(0, Vec::len);
         let wait = task.patience * u32::try_from(runs).unwrap_or(u32::MAX) + GRACE;
-        // A worker that died while it had nothing to do never got the task, so that another can have it.
+        // A worker that died before it had the task costs nothing: another gets it.
         for fresh in [false, true] {
             if fresh {
                 self.worker = None;
@@ -92,11 +115,10 @@ impl Place<'_> {
                 Ok(worker) => worker,
                 Err(error) => return Some(ours(format!("no process can be started for the cell: {error}"), None)),
             };
-            worker.said.clear();
-            let ran = worker.ask(&request, task.trace, Instant::now() + wait, self.pool.stop);
-            match ran {
+            worker.hand(task, ahead);
+            match worker.report(task.trace, Instant::now() + wait, self.pool) {
                 Ok(mut report) => {
-                    // Nobody knows what is left of a worker in which something of ours failed: the next cell gets another.
+                    // It ends by itself after a fault of ours: nobody knows what is left of it.
                     if report.outcome.kind == OutcomeKind::HarnessError {
                         let words = worker.words();
                         if !words.is_empty() {
@@ -158,10 +180,18 @@ struct Worker {
     stdin: ChildStdin,
     stdout: ChildStdout,
     stderr: ChildStderr,
-    /// What it said on standard error about the task at hand: the last of it.
+    /// What it said on standard error: the last of it. Cells say nothing there, so that it is about the one that failed.
     said: Vec<u8>,
     /// What is to be sent to it still.
     pending: Vec<u8>,
+    /// How many bytes of that, at the end, are the task that is ahead of the one at hand.
+    ahead: usize,
+    /// Whether the task that was ahead is among what was sent, or is to be.
+    has_next: bool,
+    /// What it sent, and nobody has looked at.
+    inbox: Vec<u8>,
+    /// Whether it has said that it is ready.
+    ready: bool,
 }
 
 impl Worker {
@@ -179,31 +209,50 @@ impl Worker {
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else { unreachable!("all three were asked for") };
         rustix::io::ioctl_fionbio(&stdin, true)?;
         rustix::io::ioctl_fionbio(&stderr, true)?;
-        Ok(Worker { child, stdin, stdout, stderr, said: Vec::new(), pending: begin.to_vec() })
+        let (said, pending, inbox) = (Vec::new(), begin.to_vec(), Vec::new());
+        Ok(Worker { child, stdin, stdout, stderr, said, pending, ahead: 0, has_next: false, inbox, ready: false })
     }
 
-    /// Sends a task and waits for the report, and for the trace behind it.
-    fn ask(&mut self, request: &[u8], trace: bool, deadline: Instant, stop: &Stop) -> Result<Report, Fault> {
-        self.pending.extend_from_slice(request);
-        let mut inbox = Vec::new();
-        let body = self.next_frame(&mut inbox, deadline, stop)?;
-        let nonsense = |error: serde_json::Error| Fault::Nonsense(error.to_string());
-        let mut report: Report = serde_json::from_slice(&body).map_err(nonsense)?;
+    /// Puts a task into its hands, unless it has it because it was ahead of the last one, and the one that is ahead of it.
+    fn hand(&mut self, task: &Task, ahead: Option<&Task>) {
+        if !self.has_next {
+            self.pending.extend(frame(task));
+        }
+        let ahead = ahead.map(frame);
+        self.has_next = ahead.is_some();
+        self.ahead = ahead.as_ref().map_or(0, Vec::len);
+        self.pending.extend(ahead.into_iter().flatten());
+    }
+
+    /// Waits for the report of the task at hand, and for the trace behind it.
+    fn report(&mut self, trace: bool, deadline: Instant, pool: &Pool<'_>) -> Result<Report, Fault> {
+        if !self.ready {
+            let Ready { unconfined } = self.next_message(deadline, pool.stop)?;
+            self.ready = true;
+            if let Some(why) = unconfined {
+                pool.unconfined.get_or_init(|| why);
+            }
+        }
+        let mut report: Report = self.next_message(deadline, pool.stop)?;
         if trace && report.outcome.kind != OutcomeKind::NotApplicable {
-            report.trace = Some(self.next_frame(&mut inbox, deadline, stop)?);
+            report.trace = Some(self.next_frame(deadline, pool.stop)?);
         }
         Ok(report)
     }
 
+    fn next_message<T: DeserializeOwned>(&mut self, deadline: Instant, stop: &Stop) -> Result<T, Fault> {
+        let body = self.next_frame(deadline, stop)?;
+        serde_json::from_slice(&body).map_err(|error| Fault::Nonsense(error.to_string()))
+    }
+
     /// Sends what is to be sent and listens until there is a frame; what follows it stays in the inbox.
-    fn next_frame(&mut self, inbox: &mut Vec<u8>, deadline: Instant, stop: &Stop) -> Result<Vec<u8>, Fault> {
-        let mut chunk = [0; 64 << 10];
+    fn next_frame(&mut self, deadline: Instant, stop: &Stop) -> Result<Vec<u8>, Fault> {
         loop {
-            if let Some((head, rest)) = inbox.split_first_chunk::<HEAD>() {
+            if let Some((head, rest)) = self.inbox.split_first_chunk::<HEAD>() {
                 let length = length(*head).map_err(|error| Fault::Nonsense(error.to_string()))?;
                 if rest.len() >= length {
                     let body = rest[..length].to_vec();
-                    inbox.drain(..HEAD + length);
+                    self.inbox.drain(..HEAD + length);
                     return Ok(body);
                 }
             }
@@ -219,22 +268,42 @@ impl Worker {
                 self.listen();
             }
             if room {
-                match self.stdin.write(&self.pending) {
-                    Ok(sent) => drop(self.pending.drain(..sent)),
-                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                    Err(_) => return Err(Fault::Unasked),
-                }
+                self.send()?;
             }
             if answers {
-                match self.stdout.read(&mut chunk) {
-                    Ok(0) if self.pending.is_empty() => return Err(Fault::Gone),
-                    Ok(0) => return Err(Fault::Unasked),
-                    Ok(read) => inbox.extend_from_slice(&chunk[..read]),
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(_) => return Err(Fault::Gone),
-                }
+                self.receive()?;
             }
         }
+    }
+
+    /// Whether it has the whole task at hand.
+    fn has_task(&self) -> bool {
+        self.pending.len() <= self.ahead
+    }
+
+    /// Sends as much as there is room for.
+    fn send(&mut self) -> Result<(), Fault> {
+        match self.stdin.write(&self.pending) {
+            Ok(sent) => drop(self.pending.drain(..sent)),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            // It is gone, but what it said of the task at hand is there to be read.
+            Err(_) if self.has_task() => self.pending.clear(),
+            Err(_) => return Err(Fault::Unasked),
+        }
+        Ok(())
+    }
+
+    /// Takes what it sent.
+    fn receive(&mut self) -> Result<(), Fault> {
+        let mut chunk = [0; 64 << 10];
+        match self.stdout.read(&mut chunk) {
+            Ok(0) if self.has_task() => return Err(Fault::Gone),
+            Ok(0) => return Err(Fault::Unasked),
+            Ok(read) => self.inbox.extend_from_slice(&chunk[..read]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Err(Fault::Gone),
+        }
+        Ok(())
     }
 
     /// Waits until there is an answer, a word on standard error, or room for what is to be sent.
@@ -270,7 +339,7 @@ impl Worker {
         }
     }
 
-    /// What it said on standard error about the task at hand.
+    /// What it said on standard error.
     fn words(&mut self) -> String {
         while self.listen() {}
         super::frames::named(&String::from_utf8_lossy(&self.said))
@@ -318,24 +387,12 @@ impl Drop for Worker {
 fn ended(status: Option<ExitStatus>) -> String {
     let Some(status) = status else { return "ended in a way that nobody saw".into() };
     match (status.signal(), status.code()) {
-        (Some(signal), _) => format!("was killed by {}", signal_name(signal)),
+        (Some(SIGXCPU), _) => "was killed by SIGXCPU: it had used up its processor time".into(),
+        (Some(signal), _) => match signal_name(signal) {
+            Some(name) => format!("was killed by {name}"),
+            None => format!("was killed by signal {signal}"),
+        },
         (None, Some(code)) => format!("ended with status {code}"),
         (None, None) => status.to_string(),
-    }
-}
-
-fn signal_name(signal: i32) -> String {
-    use signal_hook::consts as signals;
-    match signal {
-        signals::SIGKILL => "SIGKILL".into(),
-        signals::SIGABRT => "SIGABRT".into(),
-        signals::SIGSEGV => "SIGSEGV".into(),
-        signals::SIGBUS => "SIGBUS".into(),
-        signals::SIGILL => "SIGILL".into(),
-        signals::SIGFPE => "SIGFPE".into(),
-        signals::SIGTERM => "SIGTERM".into(),
-        signals::SIGSYS => "SIGSYS".into(),
-        signals::SIGXCPU => "SIGXCPU: it had used up its processor time".into(),
-        other => format!("signal {other}"),
     }
 }

@@ -62,9 +62,9 @@ pub(super) fn confine(engines: &[EngineKind]) -> Result<(), String> {
         SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_clone3, SYS_close, SYS_dup, SYS_eventfd2,
         SYS_exit, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_futex, SYS_getpid, SYS_getrandom, SYS_gettid, SYS_ioctl,
         SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep,
-        SYS_ppoll, SYS_prlimit64, SYS_read, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
-        SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_set_robust_list, SYS_sigaltstack, SYS_tgkill,
-        SYS_timer_create, SYS_timer_delete, SYS_timer_settime, SYS_write, SYS_writev,
+        SYS_ppoll, SYS_pread64, SYS_prlimit64, SYS_read, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction,
+        SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_set_robust_list,
+        SYS_sigaltstack, SYS_tgkill, SYS_timer_create, SYS_timer_delete, SYS_timer_settime, SYS_write, SYS_writev,
     };
     use seccompiler::{
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -73,6 +73,8 @@ pub(super) fn confine(engines: &[EngineKind]) -> Result<(), String> {
     // Memory, time, signals to itself, reading and writing what is open.
     let mut allowed = vec![
         SYS_read,
+        // Disks of guests, opened before.
+        SYS_pread64,
         SYS_write,
         SYS_writev,
         SYS_close,

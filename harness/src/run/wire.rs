@@ -31,6 +31,13 @@ pub(super) struct Begin {
     pub parent: u32,
 }
 
+/// What a worker says first, once it has given up what it does not need.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Ready {
+    /// Why it has its system calls still, if it has.
+    pub unconfined: Option<String>,
+}
+
 /// A cell to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {

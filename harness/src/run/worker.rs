@@ -5,7 +5,7 @@ use super::engines::Engines;
 use super::explain::Explanation;
 use super::frames;
 use super::sandbox;
-use super::wire::{Begin, Report, Task, bytes_frame, receive, send};
+use super::wire::{Begin, Ready, Report, Task, bytes_frame, receive, send};
 use crate::matrix::{KernelSet, MatrixSource};
 use crate::outcome::{Outcome, OutcomeKind};
 use std::io::{self, Write};
@@ -26,6 +26,8 @@ pub fn work() -> io::Result<()> {
     // Ctrl-C in a terminal goes to every process there: it is for the runner to say what becomes of its workers.
     signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::default())?;
     frames::tell_addresses();
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    super::crash::tell()?;
     sandbox::bound(begin.parent)?;
     let kernels = begin.matrix.unwrap_or_else(|| MatrixSource { name: String::new(), text: String::new() });
     let kernels = KernelSet::parse(&kernels).map_err(io::Error::other)?;
@@ -39,16 +41,18 @@ pub fn work() -> io::Result<()> {
         let _ = guest.image();
     }
     let watch = Watch::start();
-    if let Err(why) = sandbox::confine(&begin.engines) {
-        // A host without seccomp can run cells all the same; if one fails, this is part of what is left of it.
-        eprintln!("this process keeps its system calls: {why}");
-    }
+    // A host without seccomp can run cells all the same: the runner says so.
+    send(&mut to, &Ready { unconfined: sandbox::confine(&begin.engines).err() })?;
     while let Some(task) = receive::<Task>(&mut from)? {
         let report = run(&task, &kernels, &engines, &watch);
         send(&mut to, &report)?;
         if let Some(trace) = &report.trace {
             to.write_all(&bytes_frame(trace))?;
             to.flush()?;
+        }
+        if report.outcome.kind == OutcomeKind::HarnessError {
+            // Nobody knows what is left of this process: the next task is for another, and what is said is about this one.
+            break;
         }
     }
     Ok(())
@@ -87,9 +91,16 @@ fn run(task: &Task, kernels: &KernelSet, engines: &Engines, watch: &Arc<Watch>) 
 /// A thread that gives up a cell whose patience is at its end.
 #[derive(Default)]
 struct Watch {
-    /// The host of the cell that runs, and until when.
-    over: Mutex<Option<(Host, Instant, Duration)>>,
+    watched: Mutex<Watched>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct Watched {
+    /// The host of the cell that runs, until when, and its patience.
+    cell: Option<(Host, Instant, Duration)>,
+    /// When the thread looks by itself. `None`: it waits to be told.
+    looks_at: Option<Instant>,
 }
 
 impl Watch {
@@ -102,35 +113,62 @@ impl Watch {
 
     /// Watches a cell from now on.
     fn over(&self, host: &Host, patience: Duration) {
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((host.clone(), Instant::now() + patience, patience));
-        self.changed.notify_one();
+        let until = Instant::now() + patience;
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.cell = Some((host.clone(), until, patience));
+        // Cells follow one another so fast that waking the thread for each would cost more than some cells take.
+        if watched.looks_at.is_none_or(|at| at > until) {
+            self.changed.notify_one();
+        }
     }
 
     /// The cell has ended.
     fn rest(&self) {
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).cell = None;
     }
 
     fn watch(&self) {
-        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let wait = match &*over {
-                None => Duration::MAX,
-                Some((host, until, patience)) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        host.abandon(&format!("It was given up after {} s of real time", patience.as_secs_f64()));
-                        *over = None;
-                        continue;
-                    }
-                    left
-                }
-            };
-            over = match wait {
-                Duration::MAX => self.changed.wait(over).unwrap_or_else(PoisonError::into_inner),
-                left => self.changed.wait_timeout(over, left).unwrap_or_else(PoisonError::into_inner).0,
+            let now = Instant::now();
+            if let Some((host, _, patience)) = watched.cell.take_if(|(_, until, _)| *until <= now) {
+                host.abandon(&format!("It was given up after {} s of real time", patience.as_secs_f64()));
+            }
+            watched.looks_at = watched.cell.as_ref().map(|(_, until, _)| *until);
+            watched = match watched.looks_at {
+                None => self.changed.wait(watched).unwrap_or_else(PoisonError::into_inner),
+                Some(at) => self.changed.wait_timeout(watched, at - now).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm::host::{End, Finished};
+
+    #[test]
+    fn a_cell_is_given_up_when_its_own_patience_ends_whoever_was_watched_before() {
+        let watch = Watch::start();
+        let run = |patience_ms: u64, takes_ms: u64| {
+            let host = Host::virtual_time(0, u64::MAX);
+            watch.over(&host, Duration::from_millis(patience_ms));
+            let inside = host.clone();
+            let Finished { end, .. } = host.run("main", move || {
+                let until = Instant::now() + Duration::from_millis(takes_ms);
+                while Instant::now() < until {
+                    inside.charge(1);
+                    inside.yield_now();
+                }
+            });
+            watch.rest();
+            matches!(end, End::HarnessError(_))
+        };
+        assert!(!run(60_000, 1), "it ends by itself");
+        assert!(run(20, 10_000), "less patience than the one before");
+        assert!(!run(200, 50), "and more");
+        assert!(!run(200, 150), "the time of the one before does not count");
+        assert!(run(20, 10_000));
     }
 }

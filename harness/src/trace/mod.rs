@@ -59,7 +59,7 @@ impl StoredTrace {
         }
         let mut hash = Hash(Sha256::new());
         self.write(&mut hash).expect("a hash takes every byte");
-        hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        base16ct::lower::encode_string(&hash.0.finalize())
     }
 
     /// Reads a stored trace.
@@ -131,7 +131,7 @@ mod tests {
             let stored = StoredTrace { cell, seed, trace: Arc::new(trace) };
             let file = tempfile::NamedTempFile::new().expect("a file");
             stored.write(&file).expect("room for a trace");
-            let hash: String = Sha256::digest(std::fs::read(file.path()).expect("written")).iter().map(|byte| format!("{byte:02x}")).collect();
+            let hash = base16ct::lower::encode_string(&Sha256::digest(std::fs::read(file.path()).expect("written")));
             prop_assert_eq!(stored.sha256(), hash);
             prop_assert_eq!(StoredTrace::read(file.path()).expect("own bytes"), stored);
         }

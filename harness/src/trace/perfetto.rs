@@ -5,14 +5,14 @@
 use super::{StoredTrace, describe, lane};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 
 /// The viewer's process: there is one.
 const PID: u32 = 1;
 
-/// How long an event is drawn, in microseconds: events have no length, and arrows need something to hold on to.
+/// How long an event is drawn at most, in microseconds: events have no length, and arrows need something to hold on to.
 const DRAWN_US: f64 = 0.2;
 
 /// Writes a trace as one JSON document.
@@ -35,9 +35,11 @@ struct Document {
 fn document(trace: &StoredTrace) -> Document {
     let records = &trace.trace.records;
     let mut threads: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+    let mut times: BTreeMap<Arc<str>, BTreeSet<u64>> = BTreeMap::new();
     for record in records {
         let next = threads.len() + 1;
         threads.entry(lane(record)).or_insert(next);
+        times.entry(lane(record)).or_default().insert(record.t_ns);
     }
     let cell = trace.cell.to_string();
     let mut events = vec![json!({"ph": "M", "name": "process_name", "pid": PID, "args": {"name": cell}})];
@@ -50,8 +52,11 @@ fn document(trace: &StoredTrace) -> Document {
     let us = |t_ns: u64| t_ns as f64 / 1000.0;
     for record in records {
         let (tid, ts) = (threads[&lane(record)], us(record.t_ns));
+        // Slices of a thread may be within each other, but a reader drops one that begins in another and outlasts it.
+        let next = times[&lane(record)].range(record.t_ns + 1..).next();
+        let drawn = next.map_or(DRAWN_US, |next| us(next - record.t_ns).min(DRAWN_US));
         events.push(json!({
-            "ph": "X", "name": describe(&record.event), "cat": record.layer, "pid": PID, "tid": tid, "ts": ts, "dur": DRAWN_US,
+            "ph": "X", "name": describe(&record.event), "cat": record.layer, "pid": PID, "tid": tid, "ts": ts, "dur": drawn,
             "args": {"seq": record.seq, "vcpu": record.vcpu, "cause": record.cause},
         }));
         let cause = record.cause.and_then(|cause| records.get(usize::try_from(cause).ok()?));
@@ -86,6 +91,14 @@ mod tests {
             let named: Vec<_> = phase("M").iter().map(|event| event["tid"].clone()).collect();
             for slice in phase("X") {
                 prop_assert!(named.contains(&slice["tid"]));
+            }
+            let span = |slice: &Value| {
+                let ns = |key: &str| (slice[key].as_f64().expect("a number") * 1000.0).round();
+                (ns("ts"), ns("ts") + ns("dur"))
+            };
+            for (a, b) in phase("X").iter().flat_map(|a| phase("X").into_iter().map(move |b| (*a, b))) {
+                let ((begin, end), (other, other_end)) = (span(a), span(b));
+                prop_assert!(a["tid"] != b["tid"] || begin >= other || other >= end || other_end <= end, "{a} {b}");
             }
         }
     }

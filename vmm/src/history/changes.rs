@@ -422,9 +422,13 @@ pub const CHANGES: &[Change] = &[
         review: None,
         date: "2020",
         evidence: Evidence::Read,
-        effect: "the kernel carries out INIT and STARTUP by a run state of each vCPU, without an exit; APs wait inside VM_RUN",
+        effect: "the kernel carries out INIT and STARTUP by a run state of each vCPU, without an exit; APs wait inside VM_RUN, and there is no rendezvous",
         needs: &["illumos-boundary"],
-        apply: |b| b.startup_store = StartupStore::RunState,
+        apply: |b| {
+            b.startup_store = StartupStore::RunState;
+            // vioapic_write tells nobody: a local APIC learns the trigger mode with each interrupt. [read]
+            b.routing_rendezvous = false;
+        },
     },
 ];
 

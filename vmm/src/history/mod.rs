@@ -197,6 +197,8 @@ pub struct Behaviour {
     pub max_cpus: MaxCpus,
     /// Who leaves the guest for a rendezvous.
     pub rendezvous_pending: RendezvousPending,
+    /// Whether all active vCPUs rendezvous when the guest changes the I/O APIC's routing (`vioapic_update_tmr`).
+    pub routing_rendezvous: bool,
     /// Who activates an AP.
     pub activation: Activation,
     /// What becomes of a STARTUP by WRMSR.
@@ -250,6 +252,7 @@ impl Behaviour {
         vcpu_allocation: VcpuAllocation::WithVm,
         max_cpus: MaxCpus::CompiledIn(16),
         rendezvous_pending: RendezvousPending::AnyRendezvous,
+        routing_rendezvous: true,
         activation: Activation::ByKernel,
         x2apic_startup: X2apicStartup::Lost,
         cpu_suspend: false,

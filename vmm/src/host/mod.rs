@@ -23,6 +23,8 @@ mod tests;
 mod threads;
 mod virtual_time;
 
+pub use random::SplitMix64;
+
 use crate::trace::{Event, Seq, Trace};
 use std::any::Any;
 use std::fmt;

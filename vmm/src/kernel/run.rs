@@ -454,7 +454,7 @@ impl Vm {
                 return Ok(Next::Userspace(self.foreign_mmio(st, id, mmio)));
             };
             st.vcpu(id).engine().complete(Completion::Done);
-            if routing_changed {
+            if routing_changed && self.behaviour.routing_rendezvous {
                 let everybody = st.active;
                 self.smp_rendezvous(st, id, everybody, RendezvousFunction::UpdateTmr);
             }

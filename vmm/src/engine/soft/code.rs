@@ -4,6 +4,11 @@
 //! at the end of its page, or where the run loop has something to look at; an instruction that crosses a page boundary is
 //! a block of its own.
 //!
+//! The quick way to a block is a table for each page of code ([`Starts`]): which block begins at which byte. A processor
+//! remembers which table belongs to a linear page ([`super::code_pages`]), so that nothing is searched for and all
+//! processors profit from what one has found. A block that goes on in a second page depends on that one's translation too,
+//! and is looked up each time.
+//!
 //! Code may change under a block. The bus remembers which bytes are decoded, and says which pages of them were written;
 //! their blocks die before the next block is looked for. After writes from the host side, or changes of the map, a block is
 //! compared with memory before it runs again.
@@ -12,42 +17,83 @@ use super::decode::{self, Decoded};
 use super::mem::{Bus, FixedMap, context, page_of, page_offset};
 use super::op::Op;
 use super::paging::Purpose;
-use super::state::{CS, CodeSize, Cpu, Step, Stop};
+use super::state::{CS, CodeSize, Cpu, Stop};
 use crate::engine::Exit;
 use crate::memory::PAGE_SIZE;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
-use zerocopy::FromZeros;
+use std::num::NonZeroU32;
 
 /// The longest instruction, in bytes.
 const MAX_INSTRUCTION: usize = 15;
 /// How many instructions a block has at most.
 const MAX_BLOCK: usize = 32;
+/// The longest block, in bytes.
+pub(super) const MAX_BLOCK_BYTES: u64 = (MAX_BLOCK * MAX_INSTRUCTION) as u64;
 /// When the cache holds this many instructions, it starts anew.
 const MAX_OPS: usize = 1 << 20;
 
-/// Where a block's instructions lie in the cache.
-#[derive(Clone, Copy, Debug, Default, FromZeros)]
-pub(super) struct Block {
-    pub(super) start: u32,
-    pub(super) count: u16,
-    /// Length in guest memory.
-    pub(super) bytes: u16,
+/// Where a block's instructions lie in the cache; the first of them says how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block(NonZeroU32);
+
+impl Block {
+    /// The block whose first instruction is the one with this index.
+    fn at(index: usize) -> Block {
+        // `CodeCache` starts anew long before the numbers run out.
+        Block(NonZeroU32::MIN.saturating_add(index as u32))
+    }
+    #[inline(always)]
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
 }
 
 /// A block's number in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BlockId(u32);
 
-/// What a block was decoded from.
+/// A block, and what it was decoded from.
 #[derive(Clone, Copy, Debug)]
 struct Source {
+    block: Block,
     key: u64,
     /// Where the bytes lie in [`CodeCache::bytes`].
     bytes_at: u32,
+    /// How many there are.
+    len: u16,
     /// The guest physical page that the last bytes come from, if it is another than the first ones'.
     second_page: Option<u64>,
     /// The generation of code under which it was last compared with memory.
     compared: u64,
+}
+
+/// The number of a [`Starts`] in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StartsId(NonZeroU32);
+
+impl StartsId {
+    pub(super) fn of(index: usize) -> StartsId {
+        StartsId(NonZeroU32::MIN.saturating_add(index as u32))
+    }
+    #[inline(always)]
+    pub(super) fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+/// Where the blocks begin that lie whole in one guest physical page, for one code size.
+struct Starts {
+    /// The generation of code under which these blocks were compared with memory.
+    generation: u64,
+    /// By offset in the page.
+    at: Box<[Option<Block>; PAGE_SIZE as usize]>,
+}
+
+impl Starts {
+    fn new(generation: u64) -> Starts {
+        let at = vec![None; PAGE_SIZE as usize].into_boxed_slice();
+        Starts { generation, at: at.try_into().unwrap_or_else(|_| unreachable!("the length is the same constant")) }
+    }
 }
 
 /// How the cache of decoded code of a machine has done: for benchmarks.
@@ -55,7 +101,7 @@ struct Source {
 pub struct CodeCounters {
     /// Blocks executed.
     pub executed: u64,
-    /// Blocks that no processor's short cut led to: they were looked for by physical address.
+    /// Blocks that no table of a known page led to: they were looked for by physical address.
     pub missed: u64,
     /// Blocks decoded.
     pub decoded: u64,
@@ -69,12 +115,15 @@ pub(super) struct CodeCache {
     ops: Vec<Op>,
     bytes: Vec<u8>,
     /// By [`BlockId`].
-    blocks: Vec<Block>,
     sources: Vec<Source>,
     /// The block of a [`key`].
     index: FixedMap<BlockId>,
     /// The blocks with bytes in a guest physical page, dead ones too.
     pages: FixedMap<Vec<BlockId>>,
+    /// By [`StartsId`].
+    starts: Vec<Starts>,
+    /// The table of the page with this [`key`].
+    starts_of: FixedMap<StartsId>,
     pub(super) counters: CodeCounters,
 }
 
@@ -82,27 +131,47 @@ impl CodeCache {
     /// A block's instructions.
     #[inline(always)]
     pub(super) fn ops(&self, block: Block) -> &[Op] {
-        let start = block.start as usize;
-        &self.ops[start..start + usize::from(block.count)]
+        let ops = &self.ops[block.index()..];
+        &ops[..usize::from(ops[0].block_len)]
+    }
+
+    /// The block that begins at a linear address of a page with this table.
+    #[inline(always)]
+    fn start(&self, starts: StartsId, linear: u64) -> Option<Block> {
+        self.starts[starts.index()].at[page_offset(linear) as usize]
+    }
+
+    /// The table of the page that a block lies in, with nothing in it that was compared with memory before `generation`.
+    fn starts_of(&mut self, key: u64, generation: u64) -> StartsId {
+        let id = *self.starts_of.entry(page_of(key)).or_insert_with(|| {
+            self.starts.push(Starts::new(generation));
+            StartsId::of(self.starts.len() - 1)
+        });
+        let starts = &mut self.starts[id.index()];
+        if starts.generation != generation {
+            starts.at.fill(None);
+            starts.generation = generation;
+        }
+        id
     }
 
     /// Whether memory still holds what a block was decoded from.
-    fn is_current(&self, bus: &Bus, block: Block, source: Source) -> bool {
+    fn is_current(&self, bus: &Bus, source: Source) -> bool {
         let mut memory = [0; MAX_BLOCK * MAX_INSTRUCTION];
-        let memory = &mut memory[..usize::from(block.bytes)];
+        let memory = &mut memory[..usize::from(source.len)];
         let start = source.bytes_at as usize;
         copy_out(bus, gpa_of(source.key), source.second_page, memory)
             && *memory == self.bytes[start..start + memory.len()]
     }
 
     fn insert(&mut self, key: u64, ops: &[Op], bytes: &[u8], second_page: Option<u64>, compared: u64) -> BlockId {
-        let block = Block { start: self.ops.len() as u32, count: ops.len() as u16, bytes: bytes.len() as u16 };
-        let id = BlockId(self.blocks.len() as u32);
-        let bytes_at = self.bytes.len() as u32;
+        let block = Block::at(self.ops.len());
+        let id = BlockId(self.sources.len() as u32);
+        let (bytes_at, len) = (self.bytes.len() as u32, bytes.len() as u16);
         self.ops.extend_from_slice(ops);
+        self.ops[block.index()].block_len = ops.len() as u8;
         self.bytes.extend_from_slice(bytes);
-        self.blocks.push(block);
-        self.sources.push(Source { key, bytes_at, second_page, compared });
+        self.sources.push(Source { block, key, bytes_at, len, second_page, compared });
         self.index.insert(key, id);
         for page in [Some(page_of(gpa_of(key))), second_page].into_iter().flatten() {
             self.pages.entry(page).or_default().push(id);
@@ -111,12 +180,15 @@ impl CodeCache {
         id
     }
 
-    /// Lets a block die: short cuts that still lead to it meet an operation that removes them.
+    /// Lets a block die: nothing leads to it any more.
     fn kill(&mut self, id: BlockId) {
-        self.ops[self.blocks[id.0 as usize].start as usize].run = dead;
-        let key = self.sources[id.0 as usize].key;
+        let Source { block, key, .. } = self.sources[id.0 as usize];
         if self.index.get(&key) == Some(&id) {
             self.index.remove(&key);
+        }
+        if let Some(starts) = self.starts_of.get(&page_of(key)) {
+            let start = &mut self.starts[starts.index()].at[page_offset(key) as usize];
+            *start = start.filter(|&known| known != block);
         }
     }
 
@@ -172,16 +244,11 @@ impl Cpu {
     #[inline(always)]
     pub(super) fn fetch(&mut self, bus: &mut Bus, code: &mut CodeCache) -> Result<Block, Stop> {
         let linear = self.seg(CS).origin.wrapping_add(self.rip()) & self.linear_mask;
-        match self.jumps.find(linear, self.fetch_keys) {
+        let starts = self.code_pages.starts(linear, self.fetch_keys);
+        match starts.and_then(|starts| code.start(starts, linear)) {
             Some(block) => Ok(block),
             None => self.fetch_slow(bus, code, linear),
         }
-    }
-
-    /// Forgets the short cut from the instruction pointer, so that [`Cpu::fetch`] returns a block that is alive.
-    pub(super) fn forget_short_cut(&mut self) {
-        let linear = self.seg(CS).origin.wrapping_add(self.rip()) & self.linear_mask;
-        self.jumps.forget_block(linear);
     }
 
     #[cold]
@@ -193,17 +260,18 @@ impl Cpu {
             Some(id) => id,
             None => self.decode_block(bus, code, linear, gpa)?,
         };
-        let block = code.blocks[id.0 as usize];
-        // A block of two pages depends on both translations: it is looked up each time.
-        if code.sources[id.0 as usize].second_page.is_none() {
-            self.jumps.remember(linear, self.fetch_keys, block);
+        let Source { block, key, second_page, .. } = code.sources[id.0 as usize];
+        if second_page.is_none() {
+            let starts = code.starts_of(key, bus.code_generation());
+            code.starts[starts.index()].at[page_offset(key) as usize] = Some(block);
+            self.code_pages.remember_starts(linear, self.fetch_keys, starts);
         }
         Ok(block)
     }
 
     /// Translates the address of an instruction, or of its part in the next page.
     fn fetch_address(&mut self, bus: &mut Bus, linear: u64) -> Result<u64, Stop> {
-        if let Some(gpa) = self.jumps.find_page(linear, self.fetch_keys) {
+        if let Some(gpa) = self.code_pages.translation(linear, self.fetch_keys) {
             return Ok(gpa);
         }
         if self.is_64() && !self.canonical(linear) {
@@ -211,7 +279,7 @@ impl Cpu {
         }
         let user = if self.cpl == 3 { context::USER } else { 0 };
         let to = self.resolve(bus, linear, Purpose::Fetch, context::VALID | user)?;
-        self.jumps.remember_page(linear, self.fetch_keys, to);
+        self.code_pages.remember(linear, self.fetch_keys, to);
         Ok(to.gpa)
     }
 
@@ -229,7 +297,7 @@ impl Cpu {
         gpa: u64,
     ) -> Result<Option<BlockId>, Stop> {
         let Some(&id) = code.index.get(&key(gpa, self.code_size)) else { return Ok(None) };
-        let (block, source) = (code.blocks[id.0 as usize], code.sources[id.0 as usize]);
+        let source = code.sources[id.0 as usize];
         if source.second_page.is_some() {
             // The block is one instruction, and it needs the page: a fault is its own.
             let next = self.next_page(linear);
@@ -238,11 +306,11 @@ impl Cpu {
             }
         }
         if source.compared != bus.code_generation() {
-            if !code.is_current(bus, block, source) {
+            if !code.is_current(bus, source) {
                 code.kill(id);
                 return Ok(None);
             }
-            self.mark_code(bus, gpa, u64::from(block.bytes), source.second_page);
+            self.mark_code(bus, gpa, u64::from(source.len), source.second_page);
             code.sources[id.0 as usize].compared = bus.code_generation();
         }
         Ok(Some(id))
@@ -262,7 +330,7 @@ impl Cpu {
     fn decode_block(&mut self, bus: &mut Bus, code: &mut CodeCache, linear: u64, gpa: u64) -> Result<BlockId, Stop> {
         if code.ops.len() >= MAX_OPS {
             code.clear();
-            // Short cuts of every processor lead into the old one.
+            // The pages that processors know lead into the old one.
             bus.forget_blocks();
             self.catch_up_with_code(bus);
             // The page that the block is in must be known again.
@@ -302,6 +370,9 @@ impl Cpu {
     /// How many of a block's instructions lie inside the code segment; #GP(0) if not even the first does.
     #[cold]
     pub(super) fn instructions_within_limit(&mut self, ops: &[Op]) -> Result<usize, Stop> {
+        if self.is_64() {
+            return Ok(ops.len());
+        }
         let mut end = self.rip();
         let fits = |op: &&Op| {
             end += u64::from(op.len);
@@ -312,11 +383,6 @@ impl Cpu {
             count => Ok(count),
         }
     }
-}
-
-/// The first operation of a block that is dead: the run loop looks for a live one.
-fn dead(_: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
-    Err(Stop::Stale)
 }
 
 fn decoder(bytes: &[u8], size: CodeSize) -> Decoder<'_> {

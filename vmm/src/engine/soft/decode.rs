@@ -181,6 +181,7 @@ fn blank(len: usize) -> Op {
         flags: 0,
         len: len as u8,
         extra: 0,
+        block_len: 0,
     }
 }
 

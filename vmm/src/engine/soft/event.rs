@@ -82,7 +82,7 @@ impl Cpu {
                         _ => second,
                     };
                 }
-                Err(Stop::Again | Stop::Leave | Stop::Stale) => return Err(self.take_exit()),
+                Err(Stop::Again | Stop::Leave) => return Err(self.take_exit()),
             }
         }
     }
@@ -107,7 +107,7 @@ impl Cpu {
                 self.note_lacking();
                 self.deliver_exception(bus, self.raised)
             }
-            Err(Stop::Again | Stop::Leave | Stop::Stale) => {
+            Err(Stop::Again | Stop::Leave) => {
                 self.delivering = true;
                 Err(self.take_exit())
             }

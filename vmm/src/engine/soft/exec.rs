@@ -1,7 +1,7 @@
 //! The run loop: looks at what is pending, finds the next block, executes it, and deals with how it ended.
 
 use super::NS_PER_INSTRUCTION;
-use super::code::CodeCache;
+use super::code::{CodeCache, MAX_BLOCK_BYTES};
 use super::debug::DR6_BS;
 use super::flags::{RF, TF};
 use super::mem::Bus;
@@ -77,16 +77,12 @@ impl Cpu {
         if rip > self.code_limit {
             return Err(self.gp(0));
         }
-        let mut block = self.fetch(bus, code)?;
-        let mut count = limit;
-        if self.code_limit - rip < u64::from(block.bytes) - 1 {
-            // What a dead block was decoded from says nothing about the limit.
-            self.forget_short_cut();
-            block = self.fetch(bus, code)?;
-            count = count.min(self.instructions_within_limit(code.ops(block))?);
-        }
+        let block = self.fetch(bus, code)?;
         let ops = code.ops(block);
-        count = count.min(ops.len());
+        let mut count = limit.min(ops.len());
+        if self.code_limit - rip < MAX_BLOCK_BYTES {
+            count = count.min(self.instructions_within_limit(ops)?);
+        }
         let left = self.budget - self.executed;
         self.block_left = usize::try_from(left).map_or(count, |left| count.min(left));
         let mut done = 0;
@@ -122,8 +118,6 @@ impl Cpu {
         }
         self.eflags &= !RF;
         self.trap_due = self.eflags & TF != 0;
-        // No dead block may be met here, where a stop means something for the shadow and the flags.
-        self.forget_short_cut();
         let outcome = self.run_block(bus, code, 1);
         match outcome {
             // Nothing happened yet, so the shadow has not passed.
@@ -137,7 +131,7 @@ impl Cpu {
                     self.debug_hits = 0;
                 }
             }
-            Err(Stop::Fault | Stop::Stale) => self.debug_hits = 0,
+            Err(Stop::Fault) => self.debug_hits = 0,
             // A repeated string instruction that makes way has done an iteration.
             Ok(()) | Err(Stop::Leave | Stop::Again) => {
                 if outcome == Err(Stop::Again) {
@@ -173,10 +167,6 @@ impl Cpu {
             Stop::Leave => {
                 self.executed += 1;
                 Some(self.take_exit())
-            }
-            Stop::Stale => {
-                self.forget_short_cut();
-                None
             }
             // Without an exit it is a repeated string instruction that makes way.
             Stop::Again => self.exit.is_some().then(|| {

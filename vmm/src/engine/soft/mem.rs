@@ -260,7 +260,7 @@ impl Bus {
         self.stale.pop()
     }
 
-    /// Has every short cut to a decoded block looked up anew.
+    /// Has every decoded block looked up anew.
     pub(super) fn forget_blocks(&mut self) {
         self.code_generation += 1;
     }

@@ -6,8 +6,8 @@
 //! 1. A `SoftVcpu` takes its machine's lock and calls the run loop (`exec`). One processor of a machine runs at a time, so
 //!    plain memory accesses are atomic.
 //! 2. The run loop looks at what is pending (`event` delivers it), then asks `code` for the block at RIP: a run of
-//!    predecoded operations, shared by all processors of the machine, found through a short cut by linear address (`jumps`)
-//!    or by physical address. `decode` makes operations (`op`) of iced-x86's instructions.
+//!    predecoded operations, shared by all processors of the machine, found by linear address
+//!    through the pages that it knows (`code_pages`), else by physical address. `decode` makes operations (`op`) of iced-x86's instructions.
 //! 3. Each operation is a handler and its operands. `alu`, `control`, `string`, `segment`, `system` and `io` hold the
 //!    handlers, generic over operand widths (`word`) and kinds. A handler either does all of its instruction or none.
 //! 4. Memory goes through `access`: segmentation, then the translation cache (`mem`), else `paging`.
@@ -20,6 +20,7 @@
 mod access;
 mod alu;
 mod code;
+mod code_pages;
 mod control;
 mod debug;
 mod decode;
@@ -29,7 +30,6 @@ mod flags;
 mod float;
 mod fpu;
 mod io;
-mod jumps;
 mod mem;
 mod op;
 mod paging;

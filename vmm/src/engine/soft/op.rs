@@ -34,6 +34,8 @@ pub(super) struct Op {
     pub(super) len: u8,
     /// Handler-specific.
     pub(super) extra: u8,
+    /// How many instructions the block has that begins with this one; 0 inside a block.
+    pub(super) block_len: u8,
 }
 
 const _: () = assert!(size_of::<Op>() <= 32, "the hot loop reads these");

@@ -1,9 +1,9 @@
 //! The architectural state of one processor, and what is derived from it for speed.
 
+use super::code_pages::{CodePages, Key};
 use super::debug::Breakpoints;
 use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF};
 use super::fpu::Fpu;
-use super::jumps::{Jumps, Key};
 use super::mem::{Bus, Tlb};
 use super::word::{RDX, RIP, RSP, RegFile, Word};
 use crate::engine::{CpuidEntry, Exit, Kick, Unimplemented};
@@ -167,8 +167,6 @@ pub(super) enum Stop {
     Again,
     /// The run ends with [`Cpu::exit`]; the instruction is done.
     Leave,
-    /// The block at the instruction pointer is dead.
-    Stale,
 }
 
 /// What a handler returns.
@@ -298,8 +296,8 @@ pub(super) struct Cpu {
 
     // Translation caches.
     pub(super) tlb: Tlb,
-    pub(super) jumps: Jumps,
-    /// What entries of `jumps` must carry to be valid now.
+    pub(super) code_pages: CodePages,
+    /// What entries of `code_pages` must carry to be valid now.
     pub(super) fetch_keys: [Key; 2],
     pub(super) seen_map_epoch: u64,
     pub(super) seen_marks_epoch: u64,
@@ -425,7 +423,7 @@ impl Cpu {
             attention: 0,
             stale: false,
             tlb: Tlb::new(),
-            jumps: Jumps::new(),
+            code_pages: CodePages::new(),
             fetch_keys: [Key::default(); 2],
             seen_map_epoch: 0,
             seen_marks_epoch: 0,
@@ -611,14 +609,14 @@ impl Cpu {
     /// Forgets all translations.
     pub(super) fn flush_translations(&mut self) {
         self.tlb.flush();
-        self.jumps.flush();
+        self.code_pages.flush();
         self.derive_fetch_keys();
     }
 
     /// Forgets the translations of pages that are not global.
     pub(super) fn flush_local_translations(&mut self) {
         self.tlb.flush_local();
-        self.jumps.flush_local();
+        self.code_pages.flush_local();
         self.derive_fetch_keys();
     }
 
@@ -627,19 +625,19 @@ impl Cpu {
         if from != to || !keep {
             self.tlb.flush_local();
         }
-        self.jumps.switch(from, to, keep);
+        self.code_pages.switch(from, to, keep);
         self.derive_fetch_keys();
     }
 
     /// Forgets the translation of the page that an address lies in.
     pub(super) fn forget_translation(&mut self, linear: u64) {
         self.tlb.forget(linear);
-        self.jumps.forget(linear);
+        self.code_pages.forget(linear);
         self.derive_fetch_keys();
     }
 
     fn derive_fetch_keys(&mut self) {
-        self.fetch_keys = self.jumps.keys(self.fetch_context);
+        self.fetch_keys = self.code_pages.keys(self.fetch_context);
     }
 
     /// Catches up with what other processors and the host did since this one last ran.
@@ -667,11 +665,11 @@ impl Cpu {
         self.seen_marks_epoch = bus.marks_epoch();
     }
 
-    /// Blocks must be compared with memory again, or are gone: no short cut leads past that.
+    /// Blocks must be compared with memory again, or are gone: no page that is known leads past that.
     pub(super) fn catch_up_with_code(&mut self, bus: &Bus) {
         if self.seen_code_generation != bus.code_generation() {
             self.seen_code_generation = bus.code_generation();
-            self.jumps.flush();
+            self.code_pages.flush();
             self.derive_fetch_keys();
         }
     }

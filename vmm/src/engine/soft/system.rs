@@ -529,7 +529,7 @@ pub(super) fn invpcid(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     match kind {
         invpcid_type::ADDRESS if present => cpu.forget_translation(linear),
         invpcid_type::CONTEXT if present => cpu.flush_local_translations(),
-        invpcid_type::ADDRESS | invpcid_type::CONTEXT => cpu.jumps.forget_space(pcid),
+        invpcid_type::ADDRESS | invpcid_type::CONTEXT => cpu.code_pages.forget_space(pcid),
         invpcid_type::ALL => cpu.flush_translations(),
         _ => cpu.flush_local_translations(),
     }

@@ -128,6 +128,13 @@ fn an_inactive_vcpu_is_not_reached_and_shorthands_are_two() {
 }
 
 #[test]
+fn the_io_apic_is_programmed_while_an_ap_waits_in_the_kernel() {
+    let unmask_pin_4 =
+        [(0xfec0_0000, 0x18), (0xfec0_0010, 0x31)].map(|(gpa, data)| Exit::MmioWrite { gpa, size: 4, data });
+    with_aps(1, Scripted::new().vcpu(0, unmask_pin_4), |_, vmm| assert_eq!(run_state(vmm, 1).0, vrs::HALT));
+}
+
+#[test]
 fn what_userspace_is_asked_for_is_asked_again_until_it_comes() {
     use illumos::entry_cmd;
     let exits = [

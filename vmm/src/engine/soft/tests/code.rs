@@ -68,6 +68,39 @@ fn a_loop_is_decoded_once() {
 }
 
 #[test]
+fn what_one_processor_has_found_in_a_page_all_find() {
+    const BLOCKS: u64 = 300;
+    const ROUNDS: u64 = 20;
+    let machine = crate::engine::soft::SoftEngine::new().machine();
+    let mut bench = bench(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, ROUNDS as i32).unwrap();
+        a.set_label(&mut again).unwrap();
+        for _ in 0..BLOCKS {
+            let mut next = a.create_label();
+            a.jmp(next).unwrap();
+            a.set_label(&mut next).unwrap();
+            a.nop().unwrap();
+        }
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    let len = bench.memory.len() as u64;
+    machine.map(0, &bench.memory, 0, len, Protection { write: true }).expect("a good mapping");
+    let mut before = machine.code_counters();
+    for most_missed in [BLOCKS + 4, 1] {
+        let mut cpu = machine.create_vcpu(0).expect("the soft engine always can");
+        copy_state(&mut bench, &mut *cpu);
+        assert_eq!(cpu.run(u64::MAX), Exit::Hlt);
+        let counters = machine.code_counters();
+        assert!(counters.executed - before.executed >= BLOCKS * ROUNDS, "{counters:?}");
+        assert!(counters.missed - before.missed <= most_missed, "{counters:?} after {before:?}");
+        before = counters;
+    }
+}
+
+#[test]
 fn a_string_store_over_its_own_code_stops_there() {
     // REP STOSB of HLT over the instructions behind it.
     let mut bench = bench(|a| {
