@@ -270,10 +270,12 @@ pub(super) fn enter<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
         let outer: T = cpu.read(bus, SS, rbp.wrapping_sub(i * bytes) & mask)?;
         cpu.write(bus, SS, slot(i), outer)?;
     }
+    // A 32-bit pointer on a stack of 16 bits keeps the upper half of ESP, as processors do.
+    let pointer = cpu.rsp() & !mask | frame;
     if level > 0 {
-        cpu.write(bus, SS, slot(level), T::of(frame))?;
+        cpu.write(bus, SS, slot(level), T::of(pointer))?;
     }
-    cpu.put(RBP, T::of(frame));
+    cpu.put(RBP, T::of(pointer));
     cpu.set_sp(end);
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! Every form of every instruction that user mode can execute and this processor has, against the host's processor: the same
-//! state in, the same state out, exceptions included. Forms are iced-x86's `Code`s, with their r/m operand in a register and
-//! in memory.
+//! state in, the same state out, exceptions included, in 64-bit mode and in code segments of 32 and of 16 bits beneath it.
+//! Forms are iced-x86's `Code`s, with their r/m operand in a register and in memory.
 
-use super::host::{DATA, DATA_LEN, Fault, HostCpu, NEAR_TARGET, SLOT, State, TARGET};
+use super::host::{CODE, DATA, DATA_LEN, Fault, HostCpu, NEAR_TARGET, SLOT, State, TARGET};
 use super::random::REGS;
 use super::{Bench, Random};
 use crate::engine::soft::decode;
 use crate::engine::soft::flags;
-use crate::engine::{Exit, FpuState, Reg};
+use crate::engine::{Exit, FpuState, Reg, SegDesc};
 use crate::memory::{Protection, Segment};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind,
@@ -20,11 +20,21 @@ use std::sync::Arc;
 pub(super) const MIDDLE: u64 = DATA + 0x1000;
 pub(super) const STACK: u64 = DATA + 0x2800;
 
+/// Where the data area begins for code of this many bits: its segments are based there, but for the flat ones of 64-bit mode.
+pub(super) fn address_space(bits: u32) -> u64 {
+    if bits == 64 { DATA } else { 0 }
+}
+
+/// Where code of this many bits takes an address in the page of the code to be.
+fn code_offset(bits: u32, at: u64) -> u64 {
+    if bits == 64 { at } else { at - CODE }
+}
+
 /// Why a form is not compared with the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Apart {
-    /// Not an instruction of 64-bit mode.
-    NotIn64Bit,
+    /// Not an instruction of the mode.
+    NotInMode,
     /// The processor lacks it: #UD and a recorded event.
     Lacking,
     /// Privileged, or it depends on what only a system sets up: tests of their own compare these.
@@ -38,7 +48,7 @@ pub(super) enum Apart {
 }
 
 /// Instructions whose result the manual gives to some bits only.
-fn is_approximate(mnemonic: Mnemonic) -> bool {
+pub(super) fn is_approximate(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(mnemonic, M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss) || is_transcendental(mnemonic)
 }
@@ -48,12 +58,24 @@ fn is_transcendental(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, M::F2xm1 | M::Fyl2x | M::Fyl2xp1 | M::Fpatan | M::Fsin | M::Fcos | M::Fsincos | M::Fptan)
 }
 
-/// Whether a form is compared with the host's processor.
-pub(super) fn apart(code: Code) -> Option<Apart> {
+/// Whether code of this many bits has the form. FWAIT's combinations are two instructions.
+pub(super) fn is_in_mode(code: Code, bits: u32) -> bool {
+    let info = code.op_code();
+    let has = match bits {
+        16 => info.mode16(),
+        32 => info.mode32(),
+        _ => info.mode64(),
+    };
+    info.is_instruction() && has && !info.fwait()
+}
+
+/// Why a form is not compared with the host's processor; `None` if it is.
+pub(super) fn apart(code: Code, bits: u32) -> Option<Apart> {
     use Mnemonic as M;
     let info = code.op_code();
-    if !info.is_instruction() || !info.mode64() || !info.long_mode() || info.fwait() {
-        return Some(Apart::NotIn64Bit);
+    let in_long_mode = if bits == 64 { info.long_mode() } else { info.compatibility_mode() };
+    if !is_in_mode(code, bits) || !in_long_mode {
+        return Some(Apart::NotInMode);
     }
     if info.encoding() != EncodingKind::Legacy {
         return Some(Apart::Lacking);
@@ -78,7 +100,7 @@ pub(super) fn apart(code: Code) -> Option<Apart> {
         M::Syscall | M::Sysenter | M::Int | M::Int1 | M::Int3 | M::Retf | M::Iret | M::Iretd | M::Iretq => {
             return Some(Apart::Leaves);
         }
-        M::Lss | M::Lfs | M::Lgs => return Some(Apart::Leaves),
+        M::Lss | M::Lfs | M::Lgs | M::Lds | M::Les => return Some(Apart::Leaves),
         _ => {}
     }
     if info.is_privileged() || info.must_be_cpl0() {
@@ -88,43 +110,71 @@ pub(super) fn apart(code: Code) -> Option<Apart> {
         use OpCodeOperandKind as K;
         matches!(
             info.op_kind(i),
-            K::seg_reg
-                | K::es
-                | K::cs
-                | K::ss
-                | K::ds
-                | K::fs
-                | K::gs
-                | K::farbr2_2
-                | K::farbr4_2
-                | K::br16_1
-                | K::br16_2
+            K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs | K::farbr2_2 | K::farbr4_2
         )
     });
+    // With an operand-size prefix in 64-bit mode, AMD's processors truncate RIP and Intel's do not (SDM 2A, Jcc; APM 3, Jcc).
+    let truncates = (0..info.op_count())
+        .any(|i| matches!(info.op_kind(i), OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2))
+        || matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Call_rm16 | Code::Jmp_rm16);
+    if bits == 64 && truncates {
+        return Some(Apart::HostDependent);
+    }
     let far = matches!(
         code,
-        Code::Call_m1616
-            | Code::Call_m1632
-            | Code::Call_m1664
-            | Code::Jmp_m1616
-            | Code::Jmp_m1632
-            | Code::Jmp_m1664
-            // With an operand-size prefix, AMD's processors truncate RIP and Intel's do not (SDM 2A, Jcc; APM 3, Jcc).
-            | Code::Retnw
-            | Code::Retnw_imm16
-            | Code::Call_rm16
-            | Code::Jmp_rm16
+        Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664 | Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664
     );
     (leaves || far).then_some(Apart::Leaves)
 }
 
+fn is_enter(code: Code) -> bool {
+    matches!(code, Code::Enterw_imm16_imm8 | Code::Enterd_imm16_imm8 | Code::Enterq_imm16_imm8)
+}
+
+fn is_return(code: Code) -> bool {
+    matches!(code.mnemonic(), Mnemonic::Ret | Mnemonic::Retf)
+}
+
+/// Bytes of the addresses of an instruction: the mode's own, or now and then those that a prefix asks for.
+fn address_size(bits: u32, random: &mut Random) -> u32 {
+    match bits {
+        64 => 8,
+        32 if random.below(6) == 0 => 2,
+        16 if random.below(3) != 0 => 2,
+        _ => 4,
+    }
+}
+
+/// A general register as addresses of this many bytes use it.
+fn sized(register: Register, address_size: u32) -> Register {
+    let first = match address_size {
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    };
+    first + register.number() as u32
+}
+
+/// The operands of string instructions: the source at rSI, the destination at rDI, and the destination that may have a
+/// segment prefix.
+fn string_kinds(address_size: u32) -> [OpKind; 3] {
+    match address_size {
+        2 => [OpKind::MemorySegSI, OpKind::MemoryESDI, OpKind::MemorySegDI],
+        4 => [OpKind::MemorySegESI, OpKind::MemoryESEDI, OpKind::MemorySegEDI],
+        _ => [OpKind::MemorySegRSI, OpKind::MemoryESRDI, OpKind::MemorySegRDI],
+    }
+}
+
 /// A random instruction of a form, with its memory operand in memory or not; `None` if there is none such.
-pub(super) fn instance(code: Code, in_memory: bool, random: &mut Random) -> Option<Instruction> {
+pub(super) fn instance(code: Code, bits: u32, in_memory: bool, random: &mut Random) -> Option<Instruction> {
     use OpCodeOperandKind as K;
     let info = code.op_code();
     let mut instruction = Instruction::default();
     instruction.set_code(code);
     let mut has_memory = false;
+    let address_size = address_size(bits, random);
+    let count = if bits == 64 { 16 } else { 8 };
+    let bytes = if bits == 64 { 20 } else { 8 };
     let register = |first: Register, count: u64, random: &mut Random| first + random.below(count) as u32;
     for i in 0..info.op_count() {
         let kind = info.op_kind(i);
@@ -134,27 +184,27 @@ pub(super) fn instance(code: Code, in_memory: bool, random: &mut Random) -> Opti
         has_memory |= memory;
         if memory {
             instruction.set_op_kind(i, OpKind::Memory);
-            instruction.set_memory_base(Register::RBX);
+            instruction.set_memory_base(sized(Register::RBX, address_size));
             instruction.set_memory_displ_size(1);
             if kind == K::mem_offs {
                 instruction.set_memory_base(Register::None);
-                instruction.set_memory_displ_size(8);
+                instruction.set_memory_displ_size(address_size);
             }
             continue;
         }
         let operand = match kind {
-            K::r8_or_mem | K::r8_reg | K::r8_opcode => register(Register::AL, 20, random),
+            K::r8_or_mem | K::r8_reg | K::r8_opcode => register(Register::AL, bytes, random),
             K::r16_or_mem | K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode => {
-                register(Register::AX, 16, random)
+                register(Register::AX, count, random)
             }
             K::r32_or_mem | K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode => {
-                register(Register::EAX, 16, random)
+                register(Register::EAX, count, random)
             }
             K::r64_or_mem | K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode => {
-                register(Register::RAX, 16, random)
+                register(Register::RAX, count, random)
             }
             K::mm_or_mem | K::mm_reg | K::mm_rm => register(Register::MM0, 8, random),
-            K::xmm_or_mem | K::xmm_reg | K::xmm_rm => register(Register::XMM0, 16, random),
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm => register(Register::XMM0, count, random),
             K::al => Register::AL,
             K::cl => Register::CL,
             K::ax => Register::AX,
@@ -163,6 +213,15 @@ pub(super) fn instance(code: Code, in_memory: bool, random: &mut Random) -> Opti
             K::rax => Register::RAX,
             K::st0 => Register::ST0,
             K::sti_opcode => register(Register::ST0, 8, random),
+            K::seg_reg => register(Register::ES, 6, random),
+            K::cr_reg => [Register::CR0, Register::CR2, Register::CR3, Register::CR4][random.below(4) as usize],
+            K::dr_reg => register(Register::DR0, 8, random),
+            K::es => Register::ES,
+            K::cs => Register::CS,
+            K::ss => Register::SS,
+            K::ds => Register::DS,
+            K::fs => Register::FS,
+            K::gs => Register::GS,
             _ => Register::None,
         };
         if operand != Register::None {
@@ -173,19 +232,16 @@ pub(super) fn instance(code: Code, in_memory: bool, random: &mut Random) -> Opti
         let value = random.next();
         match kind {
             K::imm8 | K::imm8_const_1 => {
-                instruction.set_op_kind(
-                    i,
-                    if i == 1 && code == Code::Enterq_imm16_imm8 { OpKind::Immediate8_2nd } else { OpKind::Immediate8 },
-                );
                 let value = match code {
-                    Code::Enterq_imm16_imm8 | Code::Enterw_imm16_imm8 => value % 8,
+                    _ if is_enter(code) => value % 8,
                     _ if kind == K::imm8_const_1 => 1,
                     _ => value & 0xFF,
                 };
-                if i == 1 && matches!(code, Code::Enterq_imm16_imm8 | Code::Enterw_imm16_imm8) {
+                if i == 1 && is_enter(code) {
                     instruction.set_op_kind(i, OpKind::Immediate8_2nd);
                     instruction.set_immediate8_2nd(value as u8);
                 } else {
+                    instruction.set_op_kind(i, OpKind::Immediate8);
                     instruction.set_immediate8(value as u8);
                 }
             }
@@ -203,7 +259,7 @@ pub(super) fn instance(code: Code, in_memory: bool, random: &mut Random) -> Opti
             }
             K::imm16 => {
                 instruction.set_op_kind(i, OpKind::Immediate16);
-                let small = matches!(code, Code::Retnq_imm16 | Code::Enterq_imm16_imm8 | Code::Enterw_imm16_imm8);
+                let small = is_enter(code) || is_return(code);
                 instruction.set_immediate16(if small { value as u16 % 64 } else { value as u16 });
             }
             K::imm32 => {
@@ -218,17 +274,35 @@ pub(super) fn instance(code: Code, in_memory: bool, random: &mut Random) -> Opti
                 instruction.set_op_kind(i, OpKind::Immediate64);
                 instruction.set_immediate64(value);
             }
-            K::seg_rSI => instruction.set_op_kind(i, OpKind::MemorySegRSI),
-            K::es_rDI => instruction.set_op_kind(i, OpKind::MemoryESRDI),
-            K::seg_rDI => instruction.set_op_kind(i, OpKind::MemorySegRDI),
+            K::seg_rSI => instruction.set_op_kind(i, string_kinds(address_size)[0]),
+            K::es_rDI => instruction.set_op_kind(i, string_kinds(address_size)[1]),
+            K::seg_rDI => instruction.set_op_kind(i, string_kinds(address_size)[2]),
             K::seg_rBX_al => {
                 instruction.set_op_kind(i, OpKind::Memory);
-                instruction.set_memory_base(Register::RBX);
+                instruction.set_memory_base(sized(Register::RBX, address_size));
                 instruction.set_memory_index(Register::AL);
+            }
+            K::br16_1 | K::br16_2 => {
+                instruction.set_op_kind(i, OpKind::NearBranch16);
+                let target = if kind == K::br16_1 { NEAR_TARGET } else { TARGET };
+                instruction.set_near_branch16(code_offset(bits, target) as u16);
+            }
+            K::br32_1 | K::br32_4 => {
+                instruction.set_op_kind(i, OpKind::NearBranch32);
+                let target = if kind == K::br32_1 { NEAR_TARGET } else { TARGET };
+                instruction.set_near_branch32(code_offset(bits, target) as u32);
             }
             K::br64_1 | K::br64_4 => {
                 instruction.set_op_kind(i, OpKind::NearBranch64);
                 instruction.set_near_branch64(if kind == K::br64_1 { NEAR_TARGET } else { TARGET });
+            }
+            K::farbr2_2 => {
+                instruction.set_op_kind(i, OpKind::FarBranch16);
+                instruction.set_far_branch16(code_offset(bits, TARGET) as u16);
+            }
+            K::farbr4_2 => {
+                instruction.set_op_kind(i, OpKind::FarBranch32);
+                instruction.set_far_branch32(code_offset(bits, TARGET) as u32);
             }
             _ => return None,
         }
@@ -236,12 +310,13 @@ pub(super) fn instance(code: Code, in_memory: bool, random: &mut Random) -> Opti
     (has_memory == in_memory).then_some(instruction)
 }
 
-pub(super) fn encode(instruction: &Instruction) -> Option<Vec<u8>> {
-    let mut encoder = Encoder::new(64);
-    encoder.encode(instruction, SLOT).ok()?;
+pub(super) fn encode(instruction: &Instruction, bits: u32) -> Option<Vec<u8>> {
+    let at = code_offset(bits, SLOT);
+    let mut encoder = Encoder::new(bits);
+    encoder.encode(instruction, at).ok()?;
     let bytes = encoder.take_buffer();
     // What is encoded must be the form that was meant.
-    let decoded = Decoder::with_ip(64, &bytes, SLOT, DecoderOptions::NONE).decode();
+    let decoded = Decoder::with_ip(bits, &bytes, at, DecoderOptions::NONE).decode();
     (decoded.code() == instruction.code()).then_some(bytes)
 }
 
@@ -388,45 +463,75 @@ pub(super) fn memory(random: &mut Random) -> Vec<u8> {
 /// A case: an instruction and all that it starts from.
 pub(super) struct Case {
     pub(super) instruction: Instruction,
+    /// Of the code segment.
+    pub(super) bits: u32,
     pub(super) bytes: Vec<u8>,
     pub(super) state: State,
     pub(super) memory: Vec<u8>,
 }
 
 impl Case {
-    pub(super) fn new(code: Code, in_memory: bool, random: &mut Random) -> Option<Case> {
-        let mut instruction = instance(code, in_memory, random)?;
+    pub(super) fn new(code: Code, bits: u32, in_memory: bool, random: &mut Random) -> Option<Case> {
+        let mut instruction = instance(code, bits, in_memory, random)?;
         let mut state = State {
             fpu: fpu_image(random),
             regs: std::array::from_fn(|_| random.operand()),
             flags: random.next() & flags::STATUS | 0x202,
             branched: 0,
         };
-        state.regs[4] = STACK + 8 * random.below(4);
+        state.regs[4] = address_space(bits) + (STACK - DATA) + 8 * random.below(4);
+        if bits == 16 {
+            // A stack of 16 bits leaves the rest of ESP alone.
+            state.regs[4] |= random.next() & 0xFFFF_0000;
+        }
         let mut memory = memory(random);
-        aim(&mut instruction, &mut state, &mut memory, random);
-        let bytes = encode(&instruction)?;
-        let mut decoder = Decoder::with_ip(64, &bytes, SLOT, DecoderOptions::NONE);
+        aim(&mut instruction, bits, &mut state, &mut memory, random);
+        if bits != 64 {
+            state.narrow();
+        }
+        let bytes = encode(&instruction, bits)?;
+        let mut decoder = Decoder::with_ip(bits, &bytes, code_offset(bits, SLOT), DecoderOptions::NONE);
         let instruction = decoder.decode();
-        (!is_undefined(&instruction, &state, &memory)).then_some(Case { instruction, bytes, state, memory })
+        let case = Case { instruction, bits, bytes, state, memory };
+        (!is_undefined(&case)).then_some(case)
+    }
+
+    /// Where in the data area the memory operand lies.
+    pub(super) fn operand_at(&self) -> usize {
+        address(&self.instruction, &self.state).wrapping_sub(address_space(self.bits)) as usize
     }
 }
 
-fn gpr(number: usize) -> Register {
-    Register::RAX + number as u32
+/// The effective address of the memory operand (SDM 1 3.7.5).
+fn address(instruction: &Instruction, state: &State) -> u64 {
+    let part = |r: Register| if r == Register::None { 0 } else { state.regs[r.number()] };
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let size = [base.size(), index.size(), instruction.memory_displ_size() as usize].into_iter().max().unwrap_or(8);
+    let address = part(base)
+        .wrapping_add(part(index).wrapping_mul(u64::from(instruction.memory_index_scale())))
+        .wrapping_add(instruction.memory_displacement64());
+    address & u64::MAX.checked_shr(64 - 8 * size as u32).unwrap_or(0)
 }
 
 /// Points memory operands and branches to where they may go.
-fn aim(instruction: &mut Instruction, state: &mut State, memory: &mut [u8], random: &mut Random) {
+fn aim(instruction: &mut Instruction, bits: u32, state: &mut State, memory: &mut [u8], random: &mut Random) {
     use Mnemonic as M;
     let mnemonic = instruction.mnemonic();
     let is = |i: u32, kind: OpKind| i < instruction.op_count() && instruction.op_kind(i) == kind;
     let any = |kind: OpKind| (0..5).any(|i| is(i, kind));
-    if any(OpKind::MemorySegRSI) || any(OpKind::MemoryESRDI) || any(OpKind::MemorySegRDI) {
-        let around = |random: &mut Random| MIDDLE - 200 + random.below(400);
+    let start = address_space(bits);
+    let middle = start + (MIDDLE - DATA);
+    let target_ip = code_offset(bits, TARGET);
+    let string_size = [2, 4, 8].into_iter().find(|&size| string_kinds(size).into_iter().any(any));
+    if let Some(size) = string_size {
+        let around = |random: &mut Random| middle - 200 + random.below(400);
         state.regs[6] = around(random);
         state.regs[7] = if random.below(2) == 0 { around(random) } else { state.regs[6] + random.below(20) - 10 };
         state.regs[1] = random.below(50);
+        if size == 2 {
+            // The rest of the registers does not count.
+            [1, 6, 7].into_iter().for_each(|i| state.regs[i] |= random.next() & 0xFFFF_0000);
+        }
         if random.below(4) == 0 {
             state.flags |= flags::DF;
         }
@@ -437,30 +542,28 @@ fn aim(instruction: &mut Instruction, state: &mut State, memory: &mut [u8], rand
         }
         return;
     }
+    let stack_at = (state.regs[4].wrapping_sub(start) & 0xFFFF) as usize;
     if mnemonic == M::Xlatb {
-        state.regs[3] = MIDDLE - random.below(256);
+        state.regs[3] = middle - random.below(256);
         return;
     }
     if matches!(mnemonic, M::Ret | M::Leave | M::Enter) {
-        let stack = state.regs[4];
-        let at = (stack - DATA) as usize;
-        memory[at..at + 8].copy_from_slice(&TARGET.to_le_bytes());
+        memory[stack_at..stack_at + 8].copy_from_slice(&target_ip.to_le_bytes());
         if mnemonic != M::Ret {
-            state.regs[5] = STACK - 8 * random.below(64);
+            state.regs[5] = start + (STACK - DATA) - 8 * random.below(64);
         }
         return;
     }
-    if matches!(mnemonic, M::Popf | M::Popfq) {
+    if matches!(mnemonic, M::Popf | M::Popfd | M::Popfq) {
         // No single steps, and no alignment checks.
-        let at = (state.regs[4] - DATA) as usize;
         let value = random.next() & (flags::STATUS | flags::DF) | flags::IF | flags::FIXED;
-        memory[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        memory[stack_at..stack_at + 8].copy_from_slice(&value.to_le_bytes());
         return;
     }
     let is_transfer = matches!(mnemonic, M::Jmp | M::Call);
     if is_transfer && is(0, OpKind::Register) {
         let number = instruction.op0_register().full_register().number();
-        state.regs[number] = TARGET;
+        state.regs[number] = target_ip;
         return;
     }
     if !any(OpKind::Memory) {
@@ -472,30 +575,20 @@ fn aim(instruction: &mut Instruction, state: &mut State, memory: &mut [u8], rand
         _ => size.max(1),
     };
     let mut target = match random.below(8) {
-        0 => MIDDLE - random.below(needs + 1),
-        1 => MIDDLE + 1 + random.below(400),
-        _ => MIDDLE - 0x200 + 64 * random.below(12),
+        0 => middle - random.below(needs + 1),
+        1 => middle + 1 + random.below(400),
+        _ => middle - 0x200 + 64 * random.below(12),
     };
     if random.below(8) == 0 && needs >= 16 {
         target += 8;
     }
-    if matches!(
-        instruction.code(),
-        Code::Mov_AL_moffs8
-            | Code::Mov_AX_moffs16
-            | Code::Mov_EAX_moffs32
-            | Code::Mov_RAX_moffs64
-            | Code::Mov_moffs8_AL
-            | Code::Mov_moffs16_AX
-            | Code::Mov_moffs32_EAX
-            | Code::Mov_moffs64_RAX
-    ) {
+    if is_moffs(instruction.code()) {
         instruction.set_memory_displacement64(target);
         return;
     }
-    let at = (target - DATA) as usize;
+    let at = (target - start) as usize;
     if is_transfer {
-        memory[at..at + 8].copy_from_slice(&TARGET.to_le_bytes());
+        memory[at..at + 8].copy_from_slice(&target_ip.to_le_bytes());
     }
     if matches!(mnemonic, M::Fxrstor | M::Fxrstor64) && random.below(4) != 0 {
         memory[at..at + 512].copy_from_slice(&fpu_image(random));
@@ -510,27 +603,21 @@ fn aim(instruction: &mut Instruction, state: &mut State, memory: &mut [u8], rand
         // One bit more, as above.
         memory[at + 2] &= !2;
     }
-    let pick = |random: &mut Random| [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15][random.below(15) as usize];
-    let base = pick(random);
-    let index = pick(random);
-    let displacement = random.next() as i8;
-    instruction.set_memory_base(gpr(base));
-    instruction.set_memory_displ_size(1);
-    instruction.set_memory_displacement64(i64::from(displacement) as u64);
-    let mut index_part = 0;
-    if index != base && random.below(3) == 0 {
-        let scale = 1 << random.below(4);
-        instruction.set_memory_index(gpr(index));
-        instruction.set_memory_index_scale(scale);
-        state.regs[index] = random.below(64);
-        index_part = state.regs[index] * u64::from(scale);
+    let (base, index) = address_memory(instruction, bits, state, target, random);
+    // A branch to what lies there would lead anywhere, and processors differ in the bits of MXCSR.
+    let keeps_target = is_transfer || matches!(mnemonic, M::Fxrstor | M::Ldmxcsr);
+    if bits != 64 && random.below(12) == 0 && !keeps_target {
+        // Across the limit of the segment, or far beyond it (SDM 3A 5.3).
+        let at = if random.below(2) == 0 { DATA_LEN as u64 - random.below(needs + 1) } else { 0x4000 };
+        let displacement = instruction.memory_displacement64();
+        instruction.set_memory_displ_size(if instruction.memory_base().size() == 2 { 2 } else { 4 });
+        instruction.set_memory_displacement64(displacement.wrapping_add(at - target) & 0xFFFF_FFFF);
     }
-    state.regs[base] = target.wrapping_sub(i64::from(displacement) as u64).wrapping_sub(index_part);
     let is_bit_test = matches!(mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
     if is_bit_test && instruction.op1_kind() == OpKind::Register {
         // The bit offset reaches beyond the operand.
         let offset = instruction.op1_register().full_register().number();
-        if offset != base && !(instruction.memory_index() != Register::None && offset == index) {
+        if offset != base && index != Some(offset) {
             state.regs[offset] = (random.next() as i16 >> 4) as i64 as u64;
         }
     }
@@ -546,16 +633,93 @@ fn aim(instruction: &mut Instruction, state: &mut State, memory: &mut [u8], rand
                 bytes[..half].copy_from_slice(&memory[at..at + half]);
                 u64::from_le_bytes(bytes)
             };
-            if base > 2 && index > 2 {
+            if base > 2 && index.is_none_or(|index| index > 2) {
                 (state.regs[0], state.regs[2]) = (part(at), part(at + half));
             }
         }
     }
 }
 
+/// MOV between the accumulator and an absolute address.
+fn is_moffs(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Mov_AL_moffs8
+            | Code::Mov_AX_moffs16
+            | Code::Mov_EAX_moffs32
+            | Code::Mov_RAX_moffs64
+            | Code::Mov_moffs8_AL
+            | Code::Mov_moffs16_AX
+            | Code::Mov_moffs32_EAX
+            | Code::Mov_moffs64_RAX
+    )
+}
+
+/// Addresses `target` with a base, a displacement and perhaps an index; the numbers of both registers.
+fn address_memory(
+    instruction: &mut Instruction,
+    bits: u32,
+    state: &mut State,
+    target: u64,
+    random: &mut Random,
+) -> (usize, Option<usize>) {
+    let address_size = instruction.memory_base().size() as u32;
+    if address_size == 2 {
+        return address_memory_16(instruction, state, target, random);
+    }
+    let pick = |random: &mut Random| match bits {
+        64 => [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15][random.below(15) as usize],
+        _ => [0, 1, 2, 3, 5, 6, 7][random.below(7) as usize],
+    };
+    let base = pick(random);
+    let index = pick(random);
+    let displacement = random.next() as i8;
+    instruction.set_memory_base(sized(gpr(base), address_size));
+    instruction.set_memory_displ_size(1);
+    instruction.set_memory_displacement64(i64::from(displacement) as u64);
+    let mut index_part = 0;
+    let mut indexed = None;
+    if index != base && random.below(3) == 0 {
+        let scale = 1 << random.below(4);
+        instruction.set_memory_index(sized(gpr(index), address_size));
+        instruction.set_memory_index_scale(scale);
+        state.regs[index] = random.below(64);
+        index_part = state.regs[index] * u64::from(scale);
+        indexed = Some(index);
+    }
+    state.regs[base] = target.wrapping_sub(i64::from(displacement) as u64).wrapping_sub(index_part);
+    (base, indexed)
+}
+
+/// The same with the registers that addresses of 16 bits are made of (SDM 2A, table 2-1).
+fn address_memory_16(
+    instruction: &mut Instruction,
+    state: &mut State,
+    target: u64,
+    random: &mut Random,
+) -> (usize, Option<usize>) {
+    const PAIRS: [(usize, Option<usize>); 8] =
+        [(3, Some(6)), (3, Some(7)), (5, Some(6)), (5, Some(7)), (6, None), (7, None), (5, None), (3, None)];
+    let (base, index) = PAIRS[random.below(8) as usize];
+    let displacement = random.next() as i16 >> if random.below(2) == 0 { 8 } else { 0 };
+    instruction.set_memory_base(Register::AX + base as u32);
+    instruction.set_memory_index(index.map_or(Register::None, |index| Register::AX + index as u32));
+    instruction.set_memory_displ_size(2);
+    instruction.set_memory_displacement64(u64::from(displacement as u16));
+    let index_part = index.map_or(0, |index| state.regs[index]);
+    let value = target.wrapping_sub(u64::from(displacement as u16)).wrapping_sub(index_part);
+    state.regs[base] = state.regs[base] & !0xFFFF | value & 0xFFFF;
+    (base, index)
+}
+
+fn gpr(number: usize) -> Register {
+    Register::RAX + number as u32
+}
+
 /// Whether the manual leaves the result, not only flags, undefined; or the bit offset of a bit test leads out of the data.
-fn is_undefined(instruction: &Instruction, state: &State, memory: &[u8]) -> bool {
+fn is_undefined(case: &Case) -> bool {
     use Mnemonic as M;
+    let Case { instruction, state, memory, .. } = case;
     let bits = match instruction.op_count() {
         0 => 0,
         _ if instruction.op0_kind() == OpKind::Register => instruction.op0_register().size() as u32 * 8,
@@ -565,13 +729,9 @@ fn is_undefined(instruction: &Instruction, state: &State, memory: &[u8]) -> bool
         match instruction.op_kind(i) {
             OpKind::Register => state.regs[instruction.op_register(i).full_register().number()],
             OpKind::Memory => {
-                let part = |r: Register| if r == Register::None { 0 } else { state.regs[r.number()] };
-                let index = part(instruction.memory_index()) * u64::from(instruction.memory_index_scale());
-                let address = part(instruction.memory_base())
-                    .wrapping_add(index)
-                    .wrapping_add(instruction.memory_displacement64());
-                let at = (address - DATA) as usize;
-                u64::from_le_bytes(memory[at..at + 8].try_into().expect("8 bytes"))
+                let at = case.operand_at();
+                // Behind the limit of the segment nothing is read.
+                memory.get(at..at + 8).map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")))
             }
             _ => instruction.immediate(i),
         }
@@ -606,6 +766,9 @@ impl Guest {
         bench.vm.map(SLOT & !0xFFF, &code, 0, 0x1000, Protection { write: true }).expect("a good mapping");
         bench.long_mode(3);
         super::events::long_mode_idt(&mut bench);
+        // As on the host, INTO may be used by all (the gate's DPL).
+        let overflow_gate = bench.cpu.desc(Reg::Idtr).base + 16 * 4;
+        bench.write(overflow_gate + 5, &[0xEE]);
         for target in [NEAR_TARGET, TARGET] {
             assert!(code.write(target & 0xFFF, &[0xEB, 0xFE]));
         }
@@ -613,18 +776,21 @@ impl Guest {
     }
 
     pub(super) fn run(&mut self, case: &Case) -> (State, Option<Fault>, Vec<u8>) {
-        let Case { bytes, state, memory, .. } = case;
+        let Case { bits, bytes, state, memory, .. } = case;
         let bench = &mut self.bench;
         let mut code = bytes.clone();
         code.extend([0xEB, 0xFE]);
         assert!(self.code.write(SLOT & 0xFFF, &code));
         assert!(self.data.write(0, memory));
         bench.flat_segments(0xA09B, 3);
+        if *bits != 64 {
+            based_segments(bench, *bits);
+        }
         for (reg, value) in REGS.into_iter().zip(state.regs) {
             bench.cpu.set_reg(reg, value);
         }
         bench.cpu.set_reg(Reg::Rflags, state.flags);
-        bench.cpu.set_reg(Reg::Rip, SLOT);
+        bench.cpu.set_reg(Reg::Rip, code_offset(*bits, SLOT));
         bench.cpu.set_fpu(&FpuState { image: state.fpu, xcr0: 1 });
         let exit = bench.run(1000);
         let mut result = state.clone();
@@ -646,16 +812,29 @@ impl Guest {
         }
         result.flags = bench.cpu.reg(Reg::Rflags);
         result.fpu = bench.cpu.fpu().image;
-        result.branched = u64::from([NEAR_TARGET, TARGET].contains(&bench.cpu.reg(Reg::Rip)));
+        let rip = bench.cpu.reg(Reg::Rip);
+        result.branched = u64::from([NEAR_TARGET, TARGET].into_iter().any(|target| code_offset(*bits, target) == rip));
         let mut after = vec![0; DATA_LEN];
         assert!(self.data.read(0, &mut after));
         (result, fault, after)
     }
 }
 
+/// The segments of code of 32 or 16 bits: code in the page of the code, data and stack in the data area, as in [`HostCpu`].
+fn based_segments(bench: &mut Bench, bits: u32) {
+    let wide = if bits == 32 { 0x4000 } else { 0 };
+    for reg in [Reg::Cs, Reg::Ss, Reg::Ds, Reg::Es] {
+        let desc = match reg {
+            Reg::Cs => SegDesc { base: CODE, limit: 0xFFF, access: 0xFB | wide },
+            _ => SegDesc { base: DATA, limit: DATA_LEN as u32 - 1, access: 0xF3 | wide },
+        };
+        bench.cpu.set_desc(reg, desc);
+    }
+}
+
 /// Bytes of an FXSAVE image that processors do not agree on: the last opcode and pointers, the mask of MXCSR, and what is
 /// behind the registers.
-fn comparable(image: &[u8]) -> Vec<u8> {
+pub(super) fn comparable(image: &[u8]) -> Vec<u8> {
     let mut image = image[..416].to_vec();
     image[6..24].fill(0);
     image[28..32].fill(0);
@@ -703,32 +882,28 @@ pub(super) fn difference(
     let ignored = ignored_memory(case);
     let at =
         (0..DATA_LEN).find(|&i| host_memory[i] != our_memory[i] && !ignored.iter().any(|range| range.contains(&i)))?;
+    let around = at & !7..(at & !7) + 8;
     Some(format!(
         "memory at {:#x}: host {:02x?}, ours {:02x?}",
         DATA + at as u64,
-        &host_memory[at & !7..(at & !7) + 16],
-        &our_memory[at & !7..(at & !7) + 16]
+        &host_memory[around.clone()],
+        &our_memory[around]
     ))
 }
 
 /// Stored parts of an x87 environment that processors do not agree on.
-fn ignored_memory(case: &Case) -> Vec<std::ops::Range<usize>> {
+pub(super) fn ignored_memory(case: &Case) -> Vec<std::ops::Range<usize>> {
     use Mnemonic as M;
     let instruction = &case.instruction;
-    let start = || {
-        let part = |r: Register| if r == Register::None { 0 } else { case.state.regs[r.number()] };
-        let index = part(instruction.memory_index()) * u64::from(instruction.memory_index_scale());
-        let address =
-            part(instruction.memory_base()).wrapping_add(index).wrapping_add(instruction.memory_displacement64());
-        (address - DATA) as usize
-    };
+    let start = case.operand_at();
     let parts = match (instruction.mnemonic(), instruction.code()) {
         (M::Fxsave | M::Fxsave64, _) => [6..24, 28..32],
         (M::Fnstenv | M::Fnsave, Code::Fnstenv_m14byte | Code::Fnsave_m94byte) => [6..14, 0..0],
         (M::Fnstenv | M::Fnsave, _) => [12..28, 0..0],
         _ => return Vec::new(),
     };
-    parts.into_iter().map(|part| start() + part.start..start() + part.end).collect()
+    let inside = |at: usize| start.saturating_add(at).min(DATA_LEN);
+    parts.into_iter().map(|part| inside(part.start)..inside(part.end)).collect()
 }
 
 /// Everything of a result that is compared, as one number (FNV-1a, folded).
@@ -792,21 +967,24 @@ pub(super) fn host_has(code: Code) -> bool {
 }
 
 /// Compares every form with the host, `cases` random cases each, and prints what it found.
-fn compare_all(cases: u32, seed: u64, wanted: impl Fn(Code) -> bool) -> BTreeMap<String, Tally> {
+fn compare_all(bits: u32, cases: u32, seed: u64, wanted: impl Fn(Code) -> bool) -> BTreeMap<String, Tally> {
     let (mut host, mut guest) = (HostCpu::new(), Guest::new());
     let mut tallies = BTreeMap::new();
-    for code in Code::values().filter(|&code| apart(code).is_none() && host_has(code) && wanted(code)) {
+    if !host.has_segments(bits) {
+        return tallies;
+    }
+    for code in Code::values().filter(|&code| apart(code, bits).is_none() && host_has(code) && wanted(code)) {
         for in_memory in [false, true] {
             // Each form has its own numbers, so that one more form changes nothing about the others.
             let mut random = Random(seed ^ (code as u64) << 20 ^ u64::from(in_memory) << 60);
             let mut tally = Tally::default();
             for _ in 0..cases {
-                let Some(case) = Case::new(code, in_memory, &mut random) else { continue };
+                let Some(case) = Case::new(code, bits, in_memory, &mut random) else { continue };
                 if !is_implemented(&case.instruction) {
                     continue;
                 }
                 host.data().copy_from_slice(&case.memory);
-                let (state, fault) = host.run(&case.bytes, &case.state);
+                let (state, fault) = host.run(case.bits, &case.bytes, &case.state);
                 let theirs = (state, fault, host.data().to_vec());
                 let ours = guest.run(&case);
                 tally.cases += 1;
@@ -848,12 +1026,12 @@ fn compare_all(cases: u32, seed: u64, wanted: impl Fn(Code) -> bool) -> BTreeMap
     tallies
 }
 
-/// `SPINUP_FORM_CASES` is the number of random cases of each form, `SPINUP_FORMS` a part of the names of those wanted.
-#[test]
-fn every_form_agrees_with_the_host() {
-    let cases = std::env::var("SPINUP_FORM_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(60);
+/// Compares every form with the host. `SPINUP_FORM_CASES` is the number of random cases of each form, `SPINUP_FORMS` a part
+/// of the names of those wanted.
+fn every_form_agrees(bits: u32, default_cases: u32, at_least: usize) {
+    let cases = std::env::var("SPINUP_FORM_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(default_cases);
     let only = std::env::var("SPINUP_FORMS").unwrap_or_default();
-    let tallies = compare_all(cases, 1, |code| format!("{code:?}").contains(&only));
+    let tallies = compare_all(bits, cases, 1, |code| format!("{code:?}").contains(&only));
     let (mut total, mut faults) = (0, 0);
     let mut diverging = Vec::new();
     for (form, tally) in &tallies {
@@ -865,12 +1043,36 @@ fn every_form_agrees_with_the_host() {
         }
     }
     println!(
-        "{} forms compared with the host, {total} cases, {faults} of them with exceptions, {} forms diverge",
+        "{} forms of {bits} bits compared with the host, {total} cases, {faults} of them with exceptions, {} forms diverge",
         tallies.len(),
         diverging.len()
     );
     assert!(diverging.is_empty(), "{diverging:?}");
-    assert!(!only.is_empty() || tallies.len() > 1900, "only {} forms were compared", tallies.len());
+    assert!(!only.is_empty() || tallies.len() > at_least, "only {} forms were compared", tallies.len());
+}
+
+#[test]
+fn every_form_agrees_with_the_host() {
+    every_form_agrees(64, 60, 1900);
+}
+
+/// Compares the forms of code segments of 32 or 16 bits, where the host lends such segments.
+fn every_narrow_form_agrees(bits: u32) {
+    if HostCpu::new().has_segments(bits) {
+        every_form_agrees(bits, 30, 1500);
+    } else {
+        eprintln!("Skipped: the host has no segments of {bits} bits (modify_ldt)");
+    }
+}
+
+#[test]
+fn every_form_of_32_bits_agrees_with_the_host() {
+    every_narrow_form_agrees(32);
+}
+
+#[test]
+fn every_form_of_16_bits_agrees_with_the_host() {
+    every_narrow_form_agrees(16);
 }
 
 /// A register of an FXSAVE image as a significand and an exponent with its sign.
@@ -914,7 +1116,7 @@ fn transcendental_instructions_are_close_to_the_host() {
     for code in Code::values().filter(|code| is_transcendental(code.mnemonic())) {
         let mut random = Random(code as u64);
         for _ in 0..3000 {
-            let Some(mut case) = Case::new(code, false, &mut random) else { continue };
+            let Some(mut case) = Case::new(code, 64, false, &mut random) else { continue };
             // Near one more often than not, where the instructions do something.
             if random.below(4) != 0 {
                 for i in 0..2 {
@@ -928,7 +1130,7 @@ fn transcendental_instructions_are_close_to_the_host() {
                 continue;
             }
             host.data().copy_from_slice(&case.memory);
-            let (theirs, their_fault) = host.run(&case.bytes, &case.state);
+            let (theirs, their_fault) = host.run(case.bits, &case.bytes, &case.state);
             let (ours, our_fault, _) = guest.run(&case);
             assert_eq!(their_fault, our_fault, "{}", case.instruction);
             compared += 1;
@@ -968,8 +1170,8 @@ fn approximations_are_close_to_the_host() {
     for code in [Code::Rcpps_xmm_xmmm128, Code::Rcpss_xmm_xmmm32, Code::Rsqrtps_xmm_xmmm128, Code::Rsqrtss_xmm_xmmm32] {
         let mut random = Random(code as u64);
         for _ in 0..3000 {
-            let Some(case) = Case::new(code, false, &mut random) else { continue };
-            let (theirs, their_fault) = host.run(&case.bytes, &case.state);
+            let Some(case) = Case::new(code, 64, false, &mut random) else { continue };
+            let (theirs, their_fault) = host.run(case.bits, &case.bytes, &case.state);
             let (ours, our_fault, _) = guest.run(&case);
             assert_eq!(their_fault, our_fault, "{}", case.instruction);
             assert_eq!(theirs.fpu[24..28], ours.fpu[24..28], "MXCSR after {}", case.instruction);
@@ -991,61 +1193,82 @@ fn approximations_are_close_to_the_host() {
     assert!(compared > 10_000, "only {compared}");
 }
 
-/// What a host's processor made of the cases of every form: `form digest`, a line each.
-const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/soft/tests/forms.txt");
+/// What a host's processor made of the cases of every form of this many bits: `form digest`, a line each.
+pub(super) fn record_of(bits: u32) -> String {
+    format!("{}/src/engine/soft/tests/forms{bits}.txt", env!("CARGO_MANIFEST_DIR"))
+}
+
 /// Set to record anew.
-const RECORD: &str = "SPINUP_RECORD_FORMS";
+pub(super) const RECORD: &str = "SPINUP_RECORD_FORMS";
 /// Cases of each form that are recorded.
 const RECORDED_CASES: usize = 16;
 
 /// A form's recorded cases.
-fn recorded_cases(code: Code, in_memory: bool) -> Vec<Case> {
+fn recorded_cases(code: Code, bits: u32, in_memory: bool) -> Vec<Case> {
     let mut random = Random(code as u64 ^ u64::from(in_memory) << 32);
-    let cases = std::iter::repeat_with(|| Case::new(code, in_memory, &mut random)).take(RECORDED_CASES);
+    let cases = std::iter::repeat_with(|| Case::new(code, bits, in_memory, &mut random)).take(RECORDED_CASES);
     cases.flatten().filter(|case| is_implemented(&case.instruction)).collect()
 }
 
+/// The digests of a form's cases as one number.
+fn sum(digests: impl Iterator<Item = u32>) -> String {
+    format!("{:08x}", digests.fold(0_u32, |sum, digest| sum.rotate_left(5) ^ digest))
+}
+
 /// Replays what was recorded from a host's processor, for hosts that cannot be asked themselves.
-#[test]
-fn recorded_results_of_a_host() {
+fn recorded_results(bits: u32, at_least: usize) {
     let forms = || {
         Code::values()
-            .filter(|&code| apart(code).is_none())
+            .filter(|&code| apart(code, bits).is_none())
             .flat_map(|code| [(code, false), (code, true)])
-            .map(|(code, in_memory)| (code, in_memory, recorded_cases(code, in_memory)))
+            .map(|(code, in_memory)| (code, in_memory, recorded_cases(code, bits, in_memory)))
             .filter(|(.., cases)| !cases.is_empty())
     };
     let name = |code: Code, in_memory: bool| format!("{code:?}{}", if in_memory { "/memory" } else { "" });
+    let record = record_of(bits);
     if std::env::var_os(RECORD).is_some() {
         let mut host = HostCpu::new();
+        assert!(host.has_segments(bits), "only a host with such segments can be recorded");
         let mut text = String::new();
         for (code, in_memory, cases) in forms().filter(|&(code, ..)| host_has(code)) {
             let digests = cases.iter().map(|case| {
                 host.data().copy_from_slice(&case.memory);
-                let (state, fault) = host.run(&case.bytes, &case.state);
+                let (state, fault) = host.run(bits, &case.bytes, &case.state);
                 digest(case, &(state, fault, host.data().to_vec()))
             });
-            let sum = digests.fold(0_u32, |sum, digest| sum.rotate_left(5) ^ digest);
-            text += &format!("{} {sum:08x}\n", name(code, in_memory));
+            text += &format!("{} {}\n", name(code, in_memory), sum(digests));
         }
-        std::fs::write(RECORDED, text).expect("the record can be written");
+        std::fs::write(&record, text).expect("the record can be written");
     }
-    let recorded = std::fs::read_to_string(RECORDED).expect("the record is part of the repository");
+    let recorded = std::fs::read_to_string(&record).expect("the record is part of the repository");
     let recorded: BTreeMap<&str, &str> = recorded.lines().filter_map(|line| line.split_once(' ')).collect();
     let mut guest = Guest::new();
     let (mut replayed, mut diverging) = (0, Vec::new());
     for (code, in_memory, cases) in forms() {
         let name = name(code, in_memory);
         let Some(&wanted) = recorded.get(&*name) else { continue };
-        let digests = cases.iter().map(|case| digest(case, &guest.run(case)));
-        let sum = digests.fold(0_u32, |sum, digest| sum.rotate_left(5) ^ digest);
-        if format!("{sum:08x}") != wanted {
+        if sum(cases.iter().map(|case| digest(case, &guest.run(case)))) != wanted {
             diverging.push(name);
         }
         replayed += 1;
     }
-    println!("{replayed} recorded forms replayed, {} diverge", diverging.len());
+    println!("{replayed} recorded forms of {bits} bits replayed, {} diverge", diverging.len());
     assert!(diverging.is_empty(), "{diverging:?}");
     assert_eq!(replayed, recorded.len(), "every recorded form is still there");
-    assert!(replayed > 1900, "only {replayed}");
+    assert!(replayed > at_least, "only {replayed}");
+}
+
+#[test]
+fn recorded_results_of_a_host() {
+    recorded_results(64, 1900);
+}
+
+#[test]
+fn recorded_results_of_a_host_in_32_bits() {
+    recorded_results(32, 1500);
+}
+
+#[test]
+fn recorded_results_of_a_host_in_16_bits() {
+    recorded_results(16, 1500);
 }

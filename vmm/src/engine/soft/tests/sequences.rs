@@ -3,9 +3,10 @@
 
 use super::Random;
 use super::forms::{
-    Case, Guest, MIDDLE, STACK, apart, difference, encode, fpu_image, host_has, instance, is_implemented, memory,
+    Case, Guest, MIDDLE, STACK, address_space, apart, difference, encode, fpu_image, host_has, instance,
+    is_implemented, memory,
 };
-use super::host::{HostCpu, NEAR_TARGET, SLOT, State};
+use super::host::{DATA, HostCpu, NEAR_TARGET, SLOT, State};
 use crate::engine::soft::flags;
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -16,12 +17,25 @@ const BASE: usize = 3;
 
 /// Whether a form may stand anywhere in a sequence: it leaves RBX, RSP and undefined flags alone, addresses memory through its
 /// r/m operand only, and stores nothing that processors do not agree on.
-fn fits(code: Code) -> bool {
+fn fits(code: Code, bits: u32) -> bool {
     use Mnemonic as M;
     use OpCodeOperandKind as K;
     let info = code.op_code();
     let implicit = |kind: K| {
-        matches!(kind, K::seg_rSI | K::es_rDI | K::seg_rDI | K::seg_rBX_al | K::mem_offs | K::br64_1 | K::br64_4)
+        matches!(
+            kind,
+            K::seg_rSI
+                | K::es_rDI
+                | K::seg_rDI
+                | K::seg_rBX_al
+                | K::mem_offs
+                | K::br16_1
+                | K::br16_2
+                | K::br32_1
+                | K::br32_4
+                | K::br64_1
+                | K::br64_4
+        )
     };
     let mut instruction = Instruction::default();
     instruction.set_code(code);
@@ -56,7 +70,7 @@ fn fits(code: Code) -> bool {
             | M::Frstor
             | M::Fldenv
     );
-    apart(code).is_none()
+    apart(code, bits).is_none()
         && host_has(code)
         && !excluded
         && !info.is_stack_instruction()
@@ -66,11 +80,11 @@ fn fits(code: Code) -> bool {
 }
 
 /// An instruction of a sequence.
-fn instruction(codes: &[Code], seed: u64) -> Option<Vec<u8>> {
+fn instruction(codes: &[Code], bits: u32, seed: u64) -> Option<Vec<u8>> {
     let mut random = Random(seed);
     let code = codes[random.below(codes.len() as u64) as usize];
     let in_memory = random.below(2) == 0;
-    let mut instruction = instance(code, in_memory, &mut random)?;
+    let mut instruction = instance(code, bits, in_memory, &mut random)?;
     let fixed = |register: Register| matches!(register.full_register().number(), 3 | 4) && register.is_gpr();
     // AH to BH are parts of the low four registers, BH of RBX.
     let operands = 0..instruction.op_count();
@@ -82,12 +96,11 @@ fn instruction(codes: &[Code], seed: u64) -> Option<Vec<u8>> {
     }
     // An immediate may decide which flags are undefined.
     let fits = is_implemented(&instruction) && instruction.rflags_undefined() == 0;
-    fits.then(|| encode(&instruction))?
+    fits.then(|| encode(&instruction, bits))?
 }
 
-#[test]
-fn sequences_agree_with_the_host() {
-    let codes: Vec<Code> = Code::values().filter(|&code| fits(code)).collect();
+fn sequences_agree(bits: u32) {
+    let codes: Vec<Code> = Code::values().filter(|&code| fits(code, bits)).collect();
     assert!(codes.len() > 700, "only {} forms", codes.len());
     let cases = if cfg!(debug_assertions) { 1000 } else { 4000 };
     let config = Config { cases, failure_persistence: None, ..Config::default() };
@@ -103,19 +116,23 @@ fn sequences_agree_with_the_host() {
             flags: random.next() & flags::STATUS | 0x202,
             branched: 0,
         };
-        state.regs[BASE] = MIDDLE - 64;
-        state.regs[4] = STACK;
+        state.regs[BASE] = address_space(bits) + (MIDDLE - DATA) - 64;
+        state.regs[4] = address_space(bits) + (STACK - DATA);
+        if bits != 64 {
+            state.narrow();
+        }
         let mut bytes = Vec::new();
-        for instruction in seeds.iter().filter_map(|&seed| instruction(&codes, seed)) {
-            if bytes.len() + instruction.len() < (NEAR_TARGET - SLOT) as usize - 5 {
+        for instruction in seeds.iter().filter_map(|&seed| instruction(&codes, bits, seed)) {
+            // Room for the jump behind them.
+            if bytes.len() + instruction.len() < (NEAR_TARGET - SLOT) as usize - 8 {
                 bytes.extend(instruction);
                 *executed.borrow_mut() += 1;
             }
         }
-        let case = Case { instruction: Instruction::default(), bytes, state, memory: memory(&mut random) };
+        let case = Case { instruction: Instruction::default(), bits, bytes, state, memory: memory(&mut random) };
         let (host, guest) = &mut *machines.borrow_mut();
         host.data().copy_from_slice(&case.memory);
-        let (state, fault) = host.run(&case.bytes, &case.state);
+        let (state, fault) = host.run(case.bits, &case.bytes, &case.state);
         let theirs = (state, fault, host.data().to_vec());
         match difference(&case, &theirs, &guest.run(&case)) {
             None => Ok(()),
@@ -124,4 +141,27 @@ fn sequences_agree_with_the_host() {
     });
     println!("{cases} sequences of {} instructions of {} forms compared with the host", executed.borrow(), codes.len());
     result.expect("sequences agree");
+}
+
+#[test]
+fn sequences_agree_with_the_host() {
+    sequences_agree(64);
+}
+
+fn narrow_sequences_agree(bits: u32) {
+    if HostCpu::new().has_segments(bits) {
+        sequences_agree(bits);
+    } else {
+        eprintln!("Skipped: the host has no segments of {bits} bits (modify_ldt)");
+    }
+}
+
+#[test]
+fn sequences_of_32_bits_agree_with_the_host() {
+    narrow_sequences_agree(32);
+}
+
+#[test]
+fn sequences_of_16_bits_agree_with_the_host() {
+    narrow_sequences_agree(16);
 }

@@ -171,6 +171,19 @@ fn field_at(op: &Op, offset: u64, i: usize) -> u64 {
     op.truncate_address(offset.wrapping_add(size * i as u64))
 }
 
+/// Raises the faults that storing the fields would, so that nothing is stored in part.
+fn open_environment(cpu: &mut Cpu, bus: &mut Bus, op: &Op, offset: u64) -> Step {
+    for i in 0..FIELDS {
+        let at = field_at(op, offset, i);
+        if is_wide(op) {
+            cpu.open::<u32>(bus, op.seg, at)?
+        } else {
+            cpu.open::<u16>(bus, op.seg, at)?
+        };
+    }
+    Ok(())
+}
+
 fn store_environment(cpu: &mut Cpu, bus: &mut Bus, op: &Op, offset: u64) -> Step {
     let wide = is_wide(op);
     for (i, value) in environment(cpu, wide).into_iter().enumerate() {
@@ -198,6 +211,7 @@ fn read_environment(
 pub(super) fn fnstenv(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_x87()?;
     let offset = cpu.effective_address(op);
+    open_environment(cpu, bus, op, offset)?;
     store_environment(cpu, bus, op, offset)?;
     cpu.fpu.set_control(cpu.fpu.control | status::EXCEPTIONS);
     Ok(())
@@ -222,6 +236,12 @@ fn register_at(op: &Op, offset: u64, i: u8) -> (u64, u64) {
 pub(super) fn fnsave(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_x87()?;
     let offset = cpu.effective_address(op);
+    open_environment(cpu, bus, op, offset)?;
+    for i in 0..8 {
+        let (low, high) = register_at(op, offset, i);
+        cpu.open::<u64>(bus, op.seg, low)?;
+        cpu.open::<u16>(bus, op.seg, high)?;
+    }
     store_environment(cpu, bus, op, offset)?;
     for i in 0..8 {
         let F80 { significand, sign_exponent } = cpu.fpu.registers[cpu.fpu.number(i)];

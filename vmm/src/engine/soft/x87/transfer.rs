@@ -122,6 +122,21 @@ pub(super) fn store_register_unchecked(cpu: &mut Cpu, bus: &mut Bus, op: &Op) ->
     Ok(())
 }
 
+/// Raises what writing the operand would: an unmasked exception that keeps the value from being stored hides no fault.
+fn check_operand(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    let offset = cpu.effective_address(op);
+    match op.immediate {
+        kind::INTEGER16 => cpu.open::<u16>(bus, op.seg, offset)?,
+        kind::SINGLE | kind::INTEGER32 => cpu.open::<u32>(bus, op.seg, offset)?,
+        kind::DOUBLE | kind::INTEGER64 => cpu.open::<u64>(bus, op.seg, offset)?,
+        _ => {
+            cpu.open::<u64>(bus, op.seg, offset)?;
+            cpu.open::<u16>(bus, op.seg, op.truncate_address(offset.wrapping_add(8)))?
+        }
+    };
+    Ok(())
+}
+
 /// Finishes a store of a converted ST(0): `put` writes what the format holds.
 fn store_converted(
     cpu: &mut Cpu,
@@ -134,6 +149,8 @@ fn store_converted(
     let Some(value) = cpu.fpu.st(0) else {
         if cpu.fpu.is_masked(flag::INVALID) {
             put(cpu, bus, indefinite)?;
+        } else {
+            check_operand(cpu, bus, op)?;
         }
         let pops = op.extra;
         cpu.stack_underflow(op, |fpu| fpu.pop_times(pops));
@@ -145,6 +162,7 @@ fn store_converted(
     if stores {
         put(cpu, bus, bits)?;
     } else {
+        check_operand(cpu, bus, op)?;
         // Nothing was stored, so nothing was rounded.
         env.flags &= !flag::INEXACT;
     }
@@ -207,6 +225,8 @@ pub(super) fn store80(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
         None => {
             if cpu.fpu.is_masked(flag::INVALID) {
                 write80(cpu, bus, op, Number::indefinite().to_f80())?;
+            } else {
+                check_operand(cpu, bus, op)?;
             }
             cpu.stack_underflow(op, super::Fpu::pop);
         }
