@@ -244,8 +244,8 @@ impl Package {
 
 /// The drivers that virtio devices need, each after those that it needs itself.
 const MODULES: [&str; 11] = [
-    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci.ko",
