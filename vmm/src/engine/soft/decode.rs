@@ -826,10 +826,7 @@ fn ending(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Opti
             }
         }
         M::Int => control::int,
-        M::Int3 => {
-            op.immediate = u64::from(vector::BP);
-            control::int
-        }
+        M::Int3 => control::int3,
         M::Int1 => control::int1,
         M::Into => control::into,
         M::Popf | M::Popfd | M::Popfq => {

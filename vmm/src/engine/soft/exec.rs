@@ -194,7 +194,7 @@ impl Cpu {
     /// Looks at what is pending. Returns how the run ends, if it does.
     #[cold]
     fn attend(&mut self, bus: &mut Bus) -> Option<Exit> {
-        if let Some(raised) = self.pending_exception {
+        while let Some(raised) = self.pending_exception {
             let delivered = self.deliver_exception(bus, raised);
             self.shadow = false;
             self.update_attention();
@@ -222,6 +222,10 @@ impl Cpu {
             }
         }
         self.update_attention();
+        if self.pending_exception.is_some() {
+            // A task that an interrupt switched to has a debug trap before its first instruction.
+            return self.attend(bus);
+        }
         (self.window_wanted && self.interruptible()).then_some(Exit::InterruptWindow)
     }
 

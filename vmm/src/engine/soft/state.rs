@@ -2,7 +2,7 @@
 
 use super::code_pages::{CodePages, Key};
 use super::debug::Breakpoints;
-use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF};
+use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF, VM};
 use super::fpu::Fpu;
 use super::mem::{Bus, Tlb};
 use super::word::{RDX, RIP, RSP, RegFile, Word};
@@ -29,6 +29,8 @@ pub(super) mod cr0 {
 
 /// CR4.
 pub(super) mod cr4 {
+    pub(in super::super) const VME: u64 = 1 << 0;
+    pub(in super::super) const PVI: u64 = 1 << 1;
     pub(in super::super) const TSD: u64 = 1 << 2;
     pub(in super::super) const DE: u64 = 1 << 3;
     pub(in super::super) const PSE: u64 = 1 << 4;
@@ -246,7 +248,10 @@ pub(super) struct Cpu {
     pub(super) cr8: u64,
     pub(super) dr: [u64; 8],
     pub(super) efer: u64,
+    /// The page-directory-pointer-table entries of PAE paging.
     pub(super) pdpte: [u64; 4],
+    /// Control registers were set from outside since the entries were loaded.
+    pub(super) pdptes_stale: bool,
     pub(super) entry_instruction_length: u64,
     pub(super) msrs: Msrs,
     /// Apart, so that what integer instructions use lies close together.
@@ -313,6 +318,8 @@ pub(super) struct Cpu {
     /// The access that the last exit asked for.
     pub(super) asked: Option<Access>,
     pub(super) raised: Raised,
+    /// What a task switch found wrong with the new task, or its debug trap: comes before its first instruction.
+    pub(super) posted: Option<Raised>,
     pub(super) exit: Option<Exit>,
     /// How many instructions of the present block shall execute; a branch out of its middle, or a store into decoded code,
     /// sets it to 0.
@@ -397,6 +404,7 @@ impl Cpu {
             dr: [0, 0, 0, 0, 0, 0, super::system::DR6_FIXED, super::system::DR7_FIXED],
             efer: 0,
             pdpte: [0; 4],
+            pdptes_stale: false,
             entry_instruction_length: 0,
             msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
             fpu: Box::new(Fpu::new()),
@@ -433,6 +441,7 @@ impl Cpu {
             delivering: false,
             asked: None,
             raised: Raised { vector: 0, error_code: None, address: 0 },
+            posted: None,
             exit: None,
             block_left: 0,
             now_ns: 0,
@@ -517,6 +526,16 @@ impl Cpu {
     pub(super) fn canonical_base(&self, linear: u64) -> bool {
         let unused = if self.cr4_allowed & cr4::LA57 != 0 { UNUSED_LINEAR_BITS_57 } else { UNUSED_LINEAR_BITS_48 };
         (linear as i64) << unused >> unused == linear as i64
+    }
+
+    /// Virtual-8086 mode (SDM 3A 20.2).
+    pub(super) fn is_virtual(&self) -> bool {
+        self.eflags & VM != 0 && self.protected
+    }
+
+    /// Whether segments are what they were on the 8086: 64 Kbytes from 16 times the selector.
+    pub(super) fn has_real_segments(&self) -> bool {
+        !self.protected || self.is_virtual()
     }
 
     /// 64-bit mode (not compatibility mode).
@@ -651,6 +670,7 @@ impl Cpu {
         if self.stale {
             self.derive();
         }
+        self.settle_pdptes(bus);
     }
 
     /// Pages that hold decoded code now may not be written past the bus any more.

@@ -81,9 +81,9 @@ impl Cpu {
     pub(super) fn check_cpl0(&mut self) -> Step {
         if self.cpl == 0 { Ok(()) } else { Err(self.gp(0)) }
     }
-    /// #UD in real mode.
+    /// #UD in real mode and virtual-8086 mode.
     pub(super) fn check_protected(&mut self) -> Step {
-        if self.protected { Ok(()) } else { Err(self.ud()) }
+        if self.has_real_segments() { Err(self.ud()) } else { Ok(()) }
     }
     /// #GP(0) for SGDT and its like where CR4.UMIP forbids them.
     pub(super) fn check_umip(&mut self) -> Step {
@@ -132,7 +132,7 @@ impl Cpu {
         bus.latest_tsc.wrapping_add(self.msrs.tsc_offset)
     }
 
-    fn write_cr0(&mut self, value: u64) -> Step {
+    fn write_cr0(&mut self, bus: &mut Bus, value: u64) -> Step {
         let invalid = value >> 32 != 0
             || value & cr0::PG != 0 && value & cr0::PE == 0
             || value & cr0::NW != 0 && value & cr0::CD == 0;
@@ -150,6 +150,9 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let changed = self.cr0 ^ value;
+        if changed & (cr0::CD | cr0::NW | cr0::PG) != 0 && self.uses_pdptes(value, self.cr4) {
+            self.load_pdptes(bus, self.cr3)?;
+        }
         self.cr0 = value;
         if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 {
             self.flush_translations();
@@ -158,7 +161,8 @@ impl Cpu {
         Ok(())
     }
 
-    fn write_cr3(&mut self, value: u64) -> Step {
+    /// MOV to CR3; a task switch does the same.
+    pub(super) fn write_cr3(&mut self, bus: &mut Bus, value: u64) -> Step {
         /// With PCIDs: the new address space's translations hold still.
         const KEEP: u64 = 1 << 63;
         let pcids = self.cr4 & cr4::PCIDE != 0;
@@ -166,6 +170,9 @@ impl Cpu {
         let value = if pcids { value & !KEEP } else { value };
         if self.long && value & !self.physical_mask != 0 {
             return Err(self.gp(0));
+        }
+        if self.uses_pdptes(self.cr0, self.cr4) {
+            self.load_pdptes(bus, value)?;
         }
         let (from, to) = (pcid_of(self.cr3), pcid_of(value));
         self.cr3 = value;
@@ -177,7 +184,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn write_cr4(&mut self, value: u64) -> Step {
+    fn write_cr4(&mut self, bus: &mut Bus, value: u64) -> Step {
         let turns_on_pcid = value & !self.cr4 & cr4::PCIDE != 0;
         let changed = self.cr4 ^ value;
         let invalid = value & !self.cr4_allowed != 0
@@ -185,6 +192,10 @@ impl Cpu {
             || turns_on_pcid && (!self.long || pcid_of(self.cr3) != 0);
         if invalid {
             return Err(self.gp(0));
+        }
+        let loading = cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP;
+        if changed & loading != 0 && self.uses_pdptes(self.cr0, value) {
+            self.load_pdptes(bus, self.cr3)?;
         }
         self.cr4 = value;
         let translating = cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57;
@@ -406,17 +417,17 @@ fn get_system_width(cpu: &Cpu, number: u8) -> u64 {
 }
 
 /// MOV to a control register.
-pub(super) fn mov_to_cr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
+pub(super) fn mov_to_cr(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_cpl0()?;
     let value = get_system_width(cpu, op.src);
     match op.extra {
-        0 => cpu.write_cr0(value),
+        0 => cpu.write_cr0(bus, value),
         2 => {
             cpu.cr2 = value;
             Ok(())
         }
-        3 => cpu.write_cr3(value),
-        4 => cpu.write_cr4(value),
+        3 => cpu.write_cr3(bus, value),
+        4 => cpu.write_cr4(bus, value),
         8 => {
             if value >> 4 != 0 {
                 return Err(cpu.gp(0));
@@ -478,7 +489,7 @@ pub(super) fn lmsw(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     let value = u64::from(RmDst::get::<u16>(cpu, bus, op)?);
     let changeable = cr0::MP | cr0::EM | cr0::TS;
     let new = cpu.cr0 & !changeable | value & (changeable | cr0::PE);
-    cpu.write_cr0(new)
+    cpu.write_cr0(bus, new)
 }
 
 /// SMSW.

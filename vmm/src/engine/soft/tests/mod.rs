@@ -23,7 +23,9 @@ mod sequences;
 mod smp;
 mod system;
 mod table;
+mod tasks;
 mod translations;
+mod virtual8086;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
 use crate::engine::{Completion, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
