@@ -2,8 +2,8 @@
 
 use super::flags::{AC, IF, NT, RF, TF, VIF, VM};
 use super::mem::Bus;
-use super::task::Cause;
 use super::state::{CS, Cpu, DS, ES, FS, GS, Raised, SS, Seg, Step, Stop, vector};
+use super::task::Cause;
 use crate::engine::Exit;
 
 /// Where an event comes from, as far as its delivery depends on it.

@@ -38,6 +38,7 @@ impl Cpu {
 
     #[inline(always)]
     fn run_blocks(&mut self, bus: &mut Bus, code: &mut CodeCache, budget_ns: u64) -> Exit {
+        self.feature_set = code.feature_set(bus, self.features);
         bus.catch_up();
         self.catch_up(bus);
         self.asked = None;

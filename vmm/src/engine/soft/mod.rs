@@ -15,7 +15,8 @@
 //! x87 and SSE have their registers in `fpu` and their arithmetic in `float`, in integers, so that results are the same bits
 //! on every host; `x87` holds their handlers, and `xsave` those that save and restore the registers.
 //!
-//! What it lacks (hardware task switches, virtual-8086 mode, MONITOR and MWAIT) raises #UD in the guest and is recorded for [`EngineVcpu::take_unimplemented`].
+//! What it lacks, and what its CPUID table does not offer (`features`), raises #UD in the guest and is recorded for
+//! [`EngineVcpu::take_unimplemented`]. `task` switches hardware tasks.
 
 mod access;
 mod alu;
@@ -26,6 +27,7 @@ mod debug;
 mod decode;
 mod event;
 mod exec;
+pub(crate) mod features;
 mod flags;
 mod float;
 mod fpu;

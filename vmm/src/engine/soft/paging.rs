@@ -1,5 +1,6 @@
 //! Address translation: no paging, 32-bit, PAE, 4-level and 5-level paging (SDM 3A chapter 4).
 
+use super::features::Feature;
 use super::mem::{Bus, Translation, context};
 use super::state::{Cpu, Raised, Step, Stop, cr0, cr4, efer, vector};
 
@@ -112,7 +113,7 @@ impl Cpu {
                 && match shift {
                     21 => true,
                     22 => self.cr4 & cr4::PSE != 0,
-                    30 => self.long,
+                    30 => self.long && self.features.has(Feature::Page1G),
                     _ => false,
                 };
             if self.reserved_bits(entry, pae, shift, large, nx_enabled) {
@@ -162,8 +163,12 @@ impl Cpu {
     /// Whether a present entry has a reserved bit set (SDM 3A 4.3 to 4.5, figures of the formats).
     fn reserved_bits(&self, entry: u64, pae: bool, shift: u32, large: bool, nx_enabled: bool) -> bool {
         if !pae {
-            // Bit 21 of an entry that maps a 4-Mbyte page; PSE-36 addresses 40 bits.
-            return large && entry & 1 << 21 != 0;
+            // An entry that maps a 4-Mbyte page has address bits from 32 up in bits 13 to 20, as far as there are any: PSE-36
+            // addresses at most 40 bits. What is above them up to bit 21 is reserved.
+            let address_bits =
+                if self.features.has(Feature::Pse36) { self.physical_mask.count_ones().min(40) } else { 32 };
+            let reserved = (1 << 22) - (1_u64 << (13 + address_bits - 32));
+            return large && entry & reserved != 0;
         }
         let mut reserved = ADDRESS & !self.physical_mask;
         if !nx_enabled {
@@ -173,7 +178,7 @@ impl Cpu {
             reserved |= 0x7FF0_0000_0000_0000;
         }
         match (shift, large) {
-            (48 | 39, _) => reserved |= PS,
+            (48 | 39, _) | (30, false) => reserved |= PS,
             (30 | 21, true) => reserved |= ((1 << shift) - 1) & !0x1FFF,
             _ => {}
         }

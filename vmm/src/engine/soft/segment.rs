@@ -138,7 +138,13 @@ impl Cpu {
     }
 
     /// Reads the descriptor that a selector names; #GP(selector), or another exception, if there is none.
-    pub(super) fn descriptor_or(&mut self, bus: &mut Bus, selector: u16, vector: u8, ext: u32) -> Result<Descriptor, Stop> {
+    pub(super) fn descriptor_or(
+        &mut self,
+        bus: &mut Bus,
+        selector: u16,
+        vector: u8,
+        ext: u32,
+    ) -> Result<Descriptor, Stop> {
         match self.descriptor(bus, selector)? {
             Some(descriptor) => Ok(descriptor),
             None => Err(self.raise_code(vector, error_of(selector) | ext)),

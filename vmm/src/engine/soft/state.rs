@@ -2,6 +2,7 @@
 
 use super::code_pages::{CodePages, Key};
 use super::debug::Breakpoints;
+use super::features::{Feature, Features};
 use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF, VM};
 use super::fpu::Fpu;
 use super::mem::{Bus, Tlb};
@@ -35,7 +36,9 @@ pub(super) mod cr4 {
     pub(in super::super) const DE: u64 = 1 << 3;
     pub(in super::super) const PSE: u64 = 1 << 4;
     pub(in super::super) const PAE: u64 = 1 << 5;
+    pub(in super::super) const MCE: u64 = 1 << 6;
     pub(in super::super) const PGE: u64 = 1 << 7;
+    pub(in super::super) const PCE: u64 = 1 << 8;
     pub(in super::super) const OSFXSR: u64 = 1 << 9;
     pub(in super::super) const OSXMMEXCPT: u64 = 1 << 10;
     pub(in super::super) const UMIP: u64 = 1 << 11;
@@ -45,8 +48,6 @@ pub(super) mod cr4 {
     pub(in super::super) const OSXSAVE: u64 = 1 << 18;
     pub(in super::super) const SMEP: u64 = 1 << 20;
     pub(in super::super) const SMAP: u64 = 1 << 21;
-    /// TSD to OSXMMEXCPT: bits that every processor of this kind has.
-    pub(in super::super) const BASIC: u64 = 0x7FC;
 }
 
 /// IA32_EFER.
@@ -339,12 +340,10 @@ pub(super) struct Cpu {
     pub(super) cpuid: Vec<CpuidEntry>,
     /// Bits of a physical address that exist.
     pub(super) physical_mask: u64,
-    /// The CPUID table announces IA32_SPEC_CTRL and IA32_PRED_CMD.
-    pub(super) has_spec_ctrl: bool,
-    /// The CPUID table announces IA32_ARCH_CAPABILITIES.
-    pub(super) has_arch_capabilities: bool,
-    /// CR4 bits that the CPUID table announces.
-    pub(super) cr4_allowed: u64,
+    /// What the CPUID table announces.
+    pub(super) features: Features,
+    /// The number that the code cache gave this set of features.
+    pub(super) feature_set: u8,
     pub(super) unimplemented: Vec<Unimplemented>,
     /// What the last fault was raised for, when the processor lacks it.
     pub(super) lacking: Option<String>,
@@ -451,9 +450,8 @@ impl Cpu {
             executed_before: 0,
             cpuid: Vec::new(),
             physical_mask: 0,
-            has_spec_ctrl: false,
-            has_arch_capabilities: false,
-            cr4_allowed: 0,
+            features: Features::of(&[]),
+            feature_set: 0,
             unimplemented: Vec::new(),
             lacking: None,
             kick: Arc::default(),
@@ -524,7 +522,7 @@ impl Cpu {
 
     /// The same for the widest linear address that the processor has: what registers hold.
     pub(super) fn canonical_base(&self, linear: u64) -> bool {
-        let unused = if self.cr4_allowed & cr4::LA57 != 0 { UNUSED_LINEAR_BITS_57 } else { UNUSED_LINEAR_BITS_48 };
+        let unused = if self.features.has(Feature::La57) { UNUSED_LINEAR_BITS_57 } else { UNUSED_LINEAR_BITS_48 };
         (linear as i64) << unused >> unused == linear as i64
     }
 

@@ -36,16 +36,8 @@ struct Layout {
     trap: Option<u64>,
 }
 
-const LAYOUT16: Layout = Layout {
-    limit: 0x2B,
-    size: 2,
-    cr3: None,
-    ip: 0x0E,
-    segments: 0x22,
-    segment_count: 4,
-    ldt: 0x2A,
-    trap: None,
-};
+const LAYOUT16: Layout =
+    Layout { limit: 0x2B, size: 2, cr3: None, ip: 0x0E, segments: 0x22, segment_count: 4, ldt: 0x2A, trap: None };
 const LAYOUT32: Layout = Layout {
     limit: 0x67,
     size: 4,
@@ -105,7 +97,11 @@ pub(super) enum Cause {
     Return,
     /// An interrupt or exception, with its error code, EXT in the error codes of faults on the way, and flags that the old
     /// task is saved with.
-    Event { error: Option<u32>, ext: u32, extra_flags: u64 },
+    Event {
+        error: Option<u32>,
+        ext: u32,
+        extra_flags: u64,
+    },
 }
 
 impl Cause {
@@ -360,10 +356,7 @@ impl Cpu {
                 CS if descriptor.is_conforming() => (dpl <= rpl, vector::NP),
                 CS => (descriptor.is_code() && dpl == rpl, vector::NP),
                 SS => (descriptor.is_writable_data() && dpl == cpl && rpl == cpl, vector::SS),
-                _ => (
-                    descriptor.is_readable() && (descriptor.is_conforming() || dpl >= cpl.max(rpl)),
-                    vector::NP,
-                ),
+                _ => (descriptor.is_readable() && (descriptor.is_conforming() || dpl >= cpl.max(rpl)), vector::NP),
             };
             if !good {
                 return Err(self.raise_code(vector::TS, error));
