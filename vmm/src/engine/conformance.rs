@@ -51,6 +51,7 @@ macro_rules! conformance_tests {
             setting_a_register_abandons_a_long_string_input
             registers_after_an_answer
             protected_mode
+            virtual_8086_mode
             paging_in_protected_mode
             pae_paging
             long_mode
@@ -965,6 +966,48 @@ pub(super) fn protected_mode(engine: &dyn Engine) {
     machine.expect(Exit::Hlt);
     assert_eq!(machine.read(DATA), 0x1234_5678u32.to_le_bytes());
     assert_eq!((machine.vcpu.reg(Reg::Rcx), machine.vcpu.reg(Reg::Rdx)), (0x1234_5678, 0x0100_0000));
+}
+
+pub(super) fn virtual_8086_mode(engine: &dyn Engine) {
+    const VM: u64 = 1 << 17;
+    const PORT: u16 = 0x80;
+    // Without a virtual machine extension KVM takes the selectors for those of protected mode.
+    if engine.backend() == "kvm_pvm" {
+        return;
+    }
+    let mut machine = Machine::new(engine, |a| {
+        a.mov(ax, (DATA >> 4) as u32)?;
+        a.mov(es, ax)?;
+        a.mov(word_ptr(4).es(), 0x1234)?;
+        a.push(es)?;
+        a.pop(ds)?;
+        a.mov(bx, word_ptr(4))?;
+        a.db(&[0x9a, 0x10, 0x00, (HANDLER >> 4) as u8, (HANDLER >> 12) as u8])?; // call far, to HANDLER + 10h
+        a.out(PORT as u8 as u32, al)
+    });
+    machine.assemble(HANDLER + 0x10, 16, |a| {
+        a.mov(cx, cs)?;
+        a.retf()
+    });
+    enter_protected_mode(&mut machine, false);
+    // A task-state segment whose I/O permission bit map, behind it, allows everything.
+    machine.write(TABLES + 0x66, &0x68_u16.to_le_bytes());
+    machine.vcpu.set_desc(Reg::Tr, SegDesc { base: TABLES, limit: 0xfff, access: 0x8b });
+    for reg in [Reg::Es, Reg::Cs, Reg::Ss, Reg::Ds, Reg::Fs, Reg::Gs] {
+        machine.vcpu.set_reg(reg, 0);
+        machine.vcpu.set_desc(reg, SegDesc { base: 0, limit: 0xffff, access: 0xf3 });
+    }
+    machine.vcpu.set_reg(Reg::Rflags, VM | 2);
+    machine.vcpu.set_reg(Reg::Rip, CODE);
+    machine.expect(Exit::IoOut { port: PORT, size: 1, data: (DATA >> 4) as u32 & 0xff });
+    assert_eq!(machine.read(DATA + 4), 0x1234_u16.to_le_bytes());
+    let vcpu = &mut machine.vcpu;
+    assert_eq!((vcpu.reg(Reg::Rbx) as u16, vcpu.reg(Reg::Rcx) as u16), (0x1234, (HANDLER >> 4) as u16));
+    assert_eq!((vcpu.reg(Reg::Cs), vcpu.reg(Reg::Rsp)), (0, STACK));
+    for reg in [Reg::Es, Reg::Ds] {
+        assert_eq!(vcpu.desc(reg), SegDesc { base: DATA, limit: 0xffff, access: 0xf3 }, "{reg:?}");
+    }
+    assert_eq!(vcpu.reg(Reg::Rflags) & VM, VM);
 }
 
 /// Whether the engine can do paging outside long mode. KVM without a virtual machine extension cannot.

@@ -182,7 +182,7 @@ pub enum Exit {
     TprWrite { tpr: u8 },
     /// HLT was executed; the next run goes on behind it.
     Hlt,
-    /// PAUSE was executed, or a branch to itself; the next run goes on. KVM never reports it.
+    /// PAUSE or MWAIT was executed, or a branch to itself; the next run goes on. KVM never reports it.
     Pause,
     /// A triple fault.
     Shutdown,

@@ -92,9 +92,56 @@ fn ceil_log2(count: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::soft::features::{Announced, Feature, Output};
 
     fn find(table: &[CpuidEntry], leaf: u32, subleaf: Option<u32>) -> [u32; 4] {
         table.iter().find(|entry| entry.leaf == leaf && entry.subleaf == subleaf).expect("the leaf").regs
+    }
+
+    /// Bits that announce what nothing in the processor depends on, by leaf, subleaf, place among the registers, and why.
+    const NO_GATE: &[(u32, u32, Output, u32, &str)] = &[
+        (1, 0, Output::Edx, 9, "APIC: the kernel's"),
+        (1, 0, Output::Edx, 28, "HTT: the count of CPUs is valid"),
+        (1, 0, Output::Ecx, 21, "x2APIC: the kernel's"),
+        (1, 0, Output::Ecx, 31, "there is a hypervisor"),
+        (7, 0, Output::Ebx, 6, "the x87 data pointer is kept at exceptions only"),
+        (7, 0, Output::Ebx, 9, "fast REP MOVSB"),
+        (7, 0, Output::Ebx, 13, "the x87 selectors are not kept"),
+        (7, 0, Output::Ecx, 25, "CLDEMOTE: a hint"),
+        (7, 0, Output::Edx, 4, "fast short REP MOVSB"),
+        (0x8000_0001, 0, Output::Ecx, 8, "PREFETCHW: a hint"),
+        (0x8000_0007, 0, Output::Edx, 8, "invariant TSC"),
+        (0x8000_0008, 0, Output::Ebx, 9, "WBNOINVD: the same as WBINVD without a cache"),
+    ];
+    /// Registers whose bits are features.
+    const FEATURES: &[(u32, u32, Output)] = &[
+        (1, 0, Output::Ecx),
+        (1, 0, Output::Edx),
+        (7, 0, Output::Ebx),
+        (7, 0, Output::Ecx),
+        (7, 0, Output::Edx),
+        (0xd, 1, Output::Eax),
+        (0x8000_0001, 0, Output::Ecx),
+        (0x8000_0001, 0, Output::Edx),
+        (0x8000_0007, 0, Output::Edx),
+        (0x8000_0008, 0, Output::Ebx),
+    ];
+
+    /// Every feature that the table offers is one that the software processor has and takes away with its bit, or stands in the
+    /// list above.
+    #[test]
+    fn every_bit_is_a_feature_of_the_processor() {
+        let table = table(0, &VmCpuTopology::default(), true);
+        for &(leaf, subleaf, register) in FEATURES {
+            let entry = table.iter().find(|entry| entry.leaf == leaf && entry.subleaf.is_none_or(|s| s == subleaf));
+            let value = entry.expect("the leaf").regs[register as usize];
+            for bit in (0..32).filter(|bit| value >> bit & 1 != 0) {
+                let announced = Announced { leaf, subleaf, register, bit };
+                let is_gated = Feature::ALL.iter().any(|feature| feature.announced() == announced);
+                let has_none = NO_GATE.iter().any(|&(l, s, r, b, _)| (l, s, r, b) == (leaf, subleaf, register, bit));
+                assert!(is_gated != has_none, "{announced:?}: {}", if is_gated { "twice" } else { "unknown" });
+            }
+        }
     }
 
     #[test]

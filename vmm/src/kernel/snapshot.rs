@@ -4,6 +4,9 @@
 //! bytes look is our own affair; that they are useless to a kernel of another generation is FreeBSD's: until c0f35dbf19c3 the local APIC
 //! holds the boot_state of its vCPU, after it the VM holds startup_cpus. \[read]
 //!
+//! Of what XSAVE would save, an image holds XCR0 alone: `vm_snapshot_vcpus` has `guest_xcr0`, and nothing in vmm.ko saves `guestfpu`. So a
+//! guest that is restored finds its x87 and SSE registers as they are after power-up. \[read]
+//!
 //! Clocks and timers are kept by the time of the host, which goes on between saving and restoring. \[inferred]
 
 use super::generation::Form;
@@ -14,7 +17,7 @@ use crate::abi::snapshot::{op, req};
 use crate::abi::{self, Errno, VmSnapshotMeta};
 use crate::cpuset::CpuSet;
 use crate::device::vlapic::Vlapic;
-use crate::engine::{Reg, SegDesc};
+use crate::engine::{FpuState, Reg, SegDesc};
 use crate::trace::StartupStore;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -48,6 +51,8 @@ struct VcpuImage {
     exception: Option<(u8, Option<u32>)>,
     nmi_pending: bool,
     extint_pending: bool,
+    /// `None` for a vCPU that nothing has touched: it has no registers yet.
+    xcr0: Option<u64>,
 }
 
 /// STRUCT_VLAPIC, for each vCPU.
@@ -156,15 +161,17 @@ impl Vm {
         let boot_state = self.behaviour.startup_store == StartupStore::BootState;
         match structure {
             req::VM => {
-                let vcpus = st.vcpus.iter().flatten().map(|vcpu| VcpuImage {
+                let vcpus = st.vcpus.iter_mut().flatten().map(|vcpu| VcpuImage {
                     id: vcpu.id,
                     x2apic: vcpu.vlapic.x2apic(),
                     intinfo: vcpu.intinfo,
                     exception: vcpu.exception,
                     nmi_pending: vcpu.nmi_pending,
                     extint_pending: vcpu.extint_pending,
+                    xcr0: vcpu.engine.as_mut().map(|engine| engine.fpu().xcr0),
                 });
-                Ok(encode(&VmImage { startup: (!boot_state).then_some(st.startup), vcpus: vcpus.collect() }))
+                let vcpus = vcpus.collect();
+                Ok(encode(&VmImage { startup: (!boot_state).then_some(st.startup), vcpus }))
             }
             req::VLAPIC => {
                 let vlapics = st.vcpus.iter().flatten().map(|vcpu| VlapicImage {
@@ -193,6 +200,10 @@ impl Vm {
                 require_allocated(st, vcpus.iter().map(|vcpu| vcpu.id))?;
                 st.startup = startup.unwrap_or(CpuSet::EMPTY);
                 for image in vcpus {
+                    if let Some(xcr0) = image.xcr0 {
+                        self.ensure_engine(st, image.id);
+                        put_xcr0(st.vcpu(image.id), xcr0);
+                    }
                     let vcpu = st.vcpu(image.id);
                     vcpu.vlapic.set_x2apic(image.x2apic);
                     vcpu.intinfo = image.intinfo;
@@ -245,6 +256,13 @@ fn registers(vcpu: &mut Vcpu) -> RegistersImage {
     });
     let descriptors = descriptors.collect();
     RegistersImage { id: vcpu.id, values, descriptors }
+}
+
+/// Sets XCR0, and leaves the registers that it enables alone.
+fn put_xcr0(vcpu: &mut Vcpu, xcr0: u64) {
+    vcpu.abandon_in_flight();
+    let state = vcpu.engine().fpu();
+    vcpu.engine().set_fpu(&FpuState { xcr0, ..state });
 }
 
 fn put_registers(vcpu: &mut Vcpu, image: &RegistersImage) -> Result<(), Errno> {

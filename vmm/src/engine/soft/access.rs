@@ -347,13 +347,20 @@ impl Cpu {
         Ok(value)
     }
 
-    /// Writes a byte of a descriptor with supervisor rights; lost where there is no memory.
-    pub(super) fn write_system_byte(&mut self, bus: &mut Bus, linear: u64, value: u8) -> Step {
+    /// Writes to a descriptor or task-state segment with supervisor rights; lost where there is no memory.
+    pub(super) fn write_system(&mut self, bus: &mut Bus, linear: u64, size: u32, value: u64) -> Step {
         let linear = linear & if self.long { u64::MAX } else { 0xFFFF_FFFF };
-        let gpa = self.resolve(bus, linear, Purpose::Write, self.system_context())?.gpa;
-        if let Some(place) = bus.place(gpa).filter(|place| place.write) {
-            place.host.write(value);
-            self.after_write(bus, gpa, 1);
+        self.write_memory(bus, linear, size, value, self.system_context())
+    }
+
+    /// Writes up to 8 bytes at a linear address, without ever leaving the engine: lost where there is no memory.
+    pub(super) fn write_memory(&mut self, bus: &mut Bus, linear: u64, size: u32, value: u64, context: u64) -> Step {
+        let (low, high) = self.parts(bus, linear, size, Purpose::Write, context)?;
+        for part in [Some(low), high].into_iter().flatten() {
+            if let Some(place) = bus.place(part.to.gpa).filter(|place| place.write) {
+                place.host.write_bytes(&(value >> part.shift).to_le_bytes()[..part.size as usize]);
+                self.after_write(bus, part.to.gpa, u64::from(part.size));
+            }
         }
         Ok(())
     }

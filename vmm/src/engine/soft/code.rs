@@ -1,6 +1,6 @@
 //! Decoded blocks: runs of instructions in guest memory, decoded once for all processors of a machine.
 //!
-//! A block is found by the guest physical address of its first byte and the code size. It ends at a transfer of control,
+//! A block is found by the guest physical address of its first byte, the code size, and the features that CPUID offers. It ends at a transfer of control,
 //! at the end of its page, or where the run loop has something to look at; an instruction that crosses a page boundary is
 //! a block of its own.
 //!
@@ -14,6 +14,7 @@
 //! compared with memory before it runs again.
 
 use super::decode::{self, Decoded};
+use super::features::Features;
 use super::mem::{Bus, FixedMap, context, page_of, page_offset};
 use super::op::Op;
 use super::paging::Purpose;
@@ -120,6 +121,8 @@ pub(super) struct CodeCache {
     index: FixedMap<BlockId>,
     /// The blocks with bytes in a guest physical page, dead ones too.
     pages: FixedMap<Vec<BlockId>>,
+    /// The sets of features that code was decoded for, by their number in keys.
+    feature_sets: Vec<Features>,
     /// By [`StartsId`].
     starts: Vec<Starts>,
     /// The table of the page with this [`key`].
@@ -203,9 +206,25 @@ impl CodeCache {
         }
     }
 
+    /// The number of a set of features. There is one for each kind of processor in a machine; should there be more than keys can
+    /// tell apart, the cache starts anew.
+    pub(super) fn feature_set(&mut self, bus: &mut Bus, features: Features) -> u8 {
+        if let Some(number) = self.feature_sets.iter().position(|&set| set == features) {
+            return number as u8;
+        }
+        if self.feature_sets.len() > usize::from(u8::MAX) {
+            self.clear();
+            self.feature_sets.clear();
+            bus.forget_blocks();
+        }
+        self.feature_sets.push(features);
+        (self.feature_sets.len() - 1) as u8
+    }
+
     /// Forgets all blocks. Their numbers will name others.
     fn clear(&mut self) {
-        *self = CodeCache { counters: self.counters, ..CodeCache::default() };
+        let feature_sets = std::mem::take(&mut self.feature_sets);
+        *self = CodeCache { counters: self.counters, feature_sets, ..CodeCache::default() };
     }
 }
 
@@ -229,14 +248,15 @@ fn copy_out(bus: &Bus, gpa: u64, second_page: Option<u64>, bytes: &mut [u8]) -> 
 }
 
 /// What identifies a block: physical addresses have at most 52 bits.
-fn key(gpa: u64, size: CodeSize) -> u64 {
-    gpa | (size as u64) << KEY_SIZE_AT
+fn key(gpa: u64, size: CodeSize, feature_set: u8) -> u64 {
+    gpa | u64::from(feature_set) << KEY_FEATURES_AT | (size as u64) << KEY_SIZE_AT
 }
 
 fn gpa_of(key: u64) -> u64 {
-    key & ((1 << KEY_SIZE_AT) - 1)
+    key & ((1 << KEY_FEATURES_AT) - 1)
 }
 
+const KEY_FEATURES_AT: u32 = 52;
 const KEY_SIZE_AT: u32 = 60;
 
 impl Cpu {
@@ -296,7 +316,7 @@ impl Cpu {
         linear: u64,
         gpa: u64,
     ) -> Result<Option<BlockId>, Stop> {
-        let Some(&id) = code.index.get(&key(gpa, self.code_size)) else { return Ok(None) };
+        let Some(&id) = code.index.get(&key(gpa, self.code_size, self.feature_set)) else { return Ok(None) };
         let source = code.sources[id.0 as usize];
         if source.second_page.is_some() {
             // The block is one instruction, and it needs the page: a fault is its own.
@@ -342,7 +362,7 @@ impl Cpu {
             return Err(self.fetch_outside(gpa));
         }
         let mut ops = Vec::with_capacity(MAX_BLOCK);
-        let mut len = decode_run(&buffer[..in_page], self.code_size, &mut ops);
+        let mut len = decode_run(&buffer[..in_page], self.code_size, self.features, &mut ops);
         let mut second_page = None;
         if ops.is_empty() {
             // The first instruction goes on in the next page.
@@ -352,14 +372,14 @@ impl Cpu {
             if !copy_out(bus, gpa, second_page, &mut buffer[..MAX_INSTRUCTION]) {
                 return Err(self.fetch_outside(second));
             }
-            let crossing =
-                decode_one(&mut decoder(&buffer[..MAX_INSTRUCTION], self.code_size)).unwrap_or_else(decode::too_long);
+            let crossing = decode_one(&mut decoder(&buffer[..MAX_INSTRUCTION], self.code_size), self.features)
+                .unwrap_or_else(decode::too_long);
             len = usize::from(crossing.op.len);
             ops.push(crossing.op);
         }
         self.mark_code(bus, gpa, len as u64, second_page);
         let generation = bus.code_generation();
-        Ok(code.insert(key(gpa, self.code_size), &ops, &buffer[..len], second_page, generation))
+        Ok(code.insert(key(gpa, self.code_size, self.feature_set), &ops, &buffer[..len], second_page, generation))
     }
 
     fn fetch_outside(&mut self, gpa: u64) -> Stop {
@@ -395,13 +415,13 @@ fn decoder(bytes: &[u8], size: CodeSize) -> Decoder<'_> {
 }
 
 /// Decodes an instruction; `None` if the bytes end before it does.
-fn decode_one(decoder: &mut Decoder<'_>) -> Option<Decoded> {
+fn decode_one(decoder: &mut Decoder<'_>, features: Features) -> Option<Decoded> {
     let start = decoder.position();
     let available = decoder.max_position() - start;
     let mut instruction = Instruction::default();
     decoder.decode_out(&mut instruction);
     match decoder.last_error() {
-        DecoderError::None => Some(decode::decode(&instruction)),
+        DecoderError::None => Some(decode::decode_offered(&instruction, features)),
         DecoderError::NoMoreBytes if available < MAX_INSTRUCTION => None,
         // What goes on beyond the longest instruction is too long, whatever it would have become.
         _ if instruction.len() == MAX_INSTRUCTION => Some(decode::too_long()),
@@ -411,11 +431,11 @@ fn decode_one(decoder: &mut Decoder<'_>) -> Option<Decoded> {
 }
 
 /// Decodes up to the end of the block or of the bytes. Returns the length of what was decoded.
-fn decode_run(bytes: &[u8], size: CodeSize, ops: &mut Vec<Op>) -> usize {
+fn decode_run(bytes: &[u8], size: CodeSize, features: Features, ops: &mut Vec<Op>) -> usize {
     let mut decoder = decoder(bytes, size);
     let mut len = 0;
     while ops.len() < MAX_BLOCK && decoder.can_decode() {
-        let Some(decoded) = decode_one(&mut decoder) else { break };
+        let Some(decoded) = decode_one(&mut decoder, features) else { break };
         if decoded.starts_block && !ops.is_empty() {
             break;
         }

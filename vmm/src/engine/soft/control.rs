@@ -3,7 +3,7 @@
 use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, OF, RF, STATUS, TF, VIF, VIP, VM};
 use super::mem::Bus;
 use super::op::{Mem, Op, RmDst, Source, Target};
-use super::state::{CodeSize, Cpu, SS, Step, Stop, vector};
+use super::state::{CodeSize, Cpu, SS, Step, Stop, cr4, vector};
 use super::word::{RAX, RBP, RCX, RSP, Word};
 use crate::engine::Exit;
 
@@ -291,20 +291,26 @@ pub(super) fn leave<T: Word>(cpu: &mut Cpu, bus: &mut Bus, _: &Op) -> Step {
 
 /// PUSHF.
 pub(super) fn pushf<T: Word>(cpu: &mut Cpu, bus: &mut Bus, _: &Op) -> Step {
-    let flags = cpu.rflags() & !(VM | RF);
-    cpu.push(bus, T::of(flags))
+    let flags = if cpu.traps_flags(T::BITS)? { cpu.virtual_flags() } else { cpu.rflags() };
+    cpu.push(bus, T::of(flags & !(VM | RF)))
 }
 
 /// POPF.
 pub(super) fn popf<T: Word>(cpu: &mut Cpu, bus: &mut Bus, _: &Op) -> Step {
+    let extended = cpu.traps_flags(T::BITS)?;
     let value: T = cpu.peek(bus, 0)?;
+    if extended {
+        cpu.check_virtual_flags(value.zx())?;
+        cpu.set_virtual_flags(value.zx());
+    } else {
+        cpu.set_rflags_checked(value.zx(), T::BITS);
+    }
     cpu.drop_stack(u64::from(T::BYTES));
-    cpu.set_rflags_checked(value.zx(), T::BITS);
     Ok(())
 }
 
 impl Cpu {
-    /// Sets RFLAGS as POPF and IRET may at the present privilege; 16-bit operands leave the upper half alone.
+    /// Sets RFLAGS as POPF may at the present privilege (SDM 2B, POPF); 16-bit operands leave the upper half alone.
     pub(super) fn set_rflags_checked(&mut self, value: u64, bits: u32) {
         let mut changeable = STATUS | TF | DF | NT;
         if bits > 16 {
@@ -316,31 +322,67 @@ impl Cpu {
         if self.cpl <= self.iopl() {
             changeable |= IF;
         }
-        // VIF and VIP are cleared, RF too; VM stays as it is.
-        let kept = if bits > 16 { !(VIF | VIP | RF) } else { u64::MAX };
-        let old = self.rflags();
-        self.set_rflags(old & kept & !changeable | value & changeable | FIXED);
+        let old = self.rflags() & !RF;
+        self.set_rflags(old & !changeable | value & changeable | FIXED);
+    }
+
+    /// For PUSHF, POPF and IRET in virtual-8086 mode with IOPL below 3: true if the extensions (CR4.VME) keep the program's
+    /// interrupt flag in VIF, for operands of 16 bits; else #GP(0), for the monitor (SDM 3A 20.2.7 and 20.3.3).
+    pub(super) fn traps_flags(&mut self, bits: u32) -> Result<bool, Stop> {
+        if !self.is_virtual() || self.iopl() == 3 {
+            return Ok(false);
+        }
+        if self.cr4 & cr4::VME != 0 && bits == 16 { Ok(true) } else { Err(self.gp(0)) }
+    }
+
+    /// The flags that a program under virtual-8086 mode extensions sees: VIF for IF, and IOPL 3.
+    pub(super) fn virtual_flags(&self) -> u64 {
+        let enabled = if self.eflags & VIF != 0 { IF } else { 0 };
+        self.rflags() & !IF | enabled | IOPL
+    }
+
+    /// #GP(0) for flags that such a program may not pop: those that let a pending interrupt in, or a single step.
+    pub(super) fn check_virtual_flags(&mut self, value: u64) -> Step {
+        let lets_in = value & IF != 0 && self.eflags & VIP != 0;
+        if lets_in || value & TF != 0 { Err(self.gp(0)) } else { Ok(()) }
+    }
+
+    /// Sets the flags that such a program pops.
+    pub(super) fn set_virtual_flags(&mut self, value: u64) {
+        let changeable = STATUS | TF | DF | NT | VIF;
+        let enabled = if value & IF != 0 { VIF } else { 0 };
+        self.set_rflags(self.rflags() & !changeable | value & changeable & !VIF | enabled);
+    }
+
+    /// Which flag CLI and STI change: IF, or VIF under the extensions for virtual interrupts; #GP(0) if neither (SDM 2,
+    /// CLI, tables of the decision).
+    fn interrupt_flag(&mut self) -> Result<u64, Stop> {
+        let extension = if self.is_virtual() { cr4::VME } else { cr4::PVI };
+        match () {
+            () if !self.protected || self.cpl <= self.iopl() => Ok(IF),
+            () if self.cpl == 3 && self.cr4 & extension != 0 => Ok(VIF),
+            () => Err(self.gp(0)),
+        }
     }
 }
 
 /// CLI.
 pub(super) fn cli(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
-    if cpu.protected && cpu.cpl > cpu.iopl() {
-        return Err(cpu.gp(0));
-    }
-    cpu.eflags &= !IF;
+    let flag = cpu.interrupt_flag()?;
+    cpu.eflags &= !flag;
     Ok(())
 }
 
 /// STI: interrupts stay blocked for one more instruction if they were.
 pub(super) fn sti(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
-    if cpu.protected && cpu.cpl > cpu.iopl() {
+    let flag = cpu.interrupt_flag()?;
+    if flag == VIF && cpu.eflags & VIP != 0 {
         return Err(cpu.gp(0));
     }
-    if !cpu.interrupts_enabled() {
-        cpu.eflags |= IF;
+    if flag == IF && !cpu.interrupts_enabled() {
         cpu.set_shadow();
     }
+    cpu.eflags |= flag;
     Ok(())
 }
 
@@ -356,9 +398,24 @@ pub(super) fn bound<T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     Ok(())
 }
 
-/// INT n.
+/// INT n. In virtual-8086 mode it goes to the program's own handler, to a gate, or to the monitor by #GP(0) (SDM 3A table
+/// 20-2).
 pub(super) fn int(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
-    cpu.software_interrupt(bus, op.immediate as u8)
+    let vector = op.immediate as u8;
+    if cpu.is_virtual() {
+        if cpu.cr4 & cr4::VME != 0 && cpu.interrupt_is_redirected(bus, vector)? {
+            return cpu.redirected_interrupt(bus, vector);
+        }
+        if cpu.iopl() < 3 {
+            return Err(cpu.gp(0));
+        }
+    }
+    cpu.software_interrupt(bus, vector)
+}
+
+/// INT3: unlike INT n, virtual-8086 mode neither forbids nor redirects it.
+pub(super) fn int3(cpu: &mut Cpu, bus: &mut Bus, _: &Op) -> Step {
+    cpu.software_interrupt(bus, vector::BP)
 }
 
 /// INT1.

@@ -5,12 +5,13 @@ use super::alu::{
     Adc, Add, And, Binary, Cl, Cmp, Dec, Inc, Neg, Not, Or, Rcl, Rcr, Rol, Ror, Sar, Sbb, Shift, Shl, Shr, Sub, Test,
     Unary, Xor, bit,
 };
+use super::features::Features;
 use super::io::{PortDx, PortImm};
 use super::mem::Bus;
 use super::op::{Dst, Flat, Handler, Imm, Mem, Op, Src, flag};
 use super::state::{Cpu, FS, GS, LDTR, Step, TR, cr0, cr4, vector};
 use super::string::{self, Cmps, Ins, Lods, Movs, Outs, Scas, Stos, StringOp};
-use super::word::{HIGH_BYTE, RIP, ZERO};
+use super::word::{HIGH_BYTE, RAX, RIP, ZERO};
 use super::{alu, control, io, segment, sse, system, x87, xsave};
 use iced_x86::{
     Code, CodeSize as IcedCodeSize, ConditionCode, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register,
@@ -149,6 +150,27 @@ pub(super) fn decode(instruction: &Instruction) -> Decoded {
     op.run = handler(instruction, &mut op, &mut decoded);
     decoded.op = op;
     decoded
+}
+
+/// Makes an operation of a valid instruction for a processor that has these features.
+pub(super) fn decode_offered(instruction: &Instruction, features: Features) -> Decoded {
+    let plain = features.taken_for(instruction);
+    let instruction = plain.as_ref().unwrap_or(instruction);
+    let decoded = decode(instruction);
+    if decoded.lacking || features.offer(instruction) {
+        return decoded;
+    }
+    lacking(instruction, flag::NOT_OFFERED)
+}
+
+/// What stands for an instruction that the processor does not have.
+fn lacking(instruction: &Instruction, flags: u8) -> Decoded {
+    let mut op = blank(instruction.len());
+    op.run = not_implemented;
+    op.immediate = instruction.mnemonic() as u64;
+    op.extra = needs(instruction);
+    op.flags = flags;
+    Decoded { op, ends_block: true, starts_block: false, lacking: true }
 }
 
 /// What stands for bytes that are no instruction.
@@ -717,10 +739,9 @@ fn handler(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Han
             match ending(instruction, op, decoded) {
                 Some(handler) => handler,
                 None => {
-                    op.immediate = mnemonic as u64;
-                    op.extra = needs(instruction);
-                    decoded.lacking = true;
-                    not_implemented
+                    let Decoded { op: no_operation, lacking, .. } = lacking(instruction, 0);
+                    (*op, decoded.lacking) = (no_operation, lacking);
+                    op.run
                 }
             }
         }
@@ -826,10 +847,7 @@ fn ending(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Opti
             }
         }
         M::Int => control::int,
-        M::Int3 => {
-            op.immediate = u64::from(vector::BP);
-            control::int
-        }
+        M::Int3 => control::int3,
         M::Int1 => control::int1,
         M::Into => control::into,
         M::Popf | M::Popfd | M::Popfq => {
@@ -839,6 +857,13 @@ fn ending(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Opti
         M::Hlt => control::hlt,
         M::Pause => control::pause,
         M::Ud0 | M::Ud1 | M::Ud2 => control::undefined,
+        // There is no system-management mode to return from.
+        M::Rsm => control::undefined,
+        M::Monitor => {
+            monitored(instruction, op);
+            system::monitor
+        }
+        M::Mwait => system::mwait,
         M::In => port::<false>(instruction),
         M::Out => port::<true>(instruction),
         M::Rdmsr | M::Wrmsr | M::Rdtsc | M::Rdtscp => {
@@ -868,6 +893,20 @@ fn ending(instruction: &Instruction, op: &mut Op, decoded: &mut Decoded) -> Opti
     })
 }
 
+/// The operand of MONITOR, which iced-x86 does not tell: the byte at rAX.
+fn monitored(instruction: &Instruction, op: &mut Op) {
+    let segment = instruction.segment_prefix();
+    if segment != Register::None {
+        op.seg = segment.number() as u8;
+    }
+    op.base = RAX;
+    op.address_cut = cut(match instruction.code() {
+        Code::Monitorw => 2,
+        Code::Monitord => 4,
+        _ => 8,
+    });
+}
+
 /// What an instruction that this processor lacks would ask of the control registers.
 mod unit {
     pub(super) const NONE: u8 = 0;
@@ -889,7 +928,7 @@ fn needs(instruction: &Instruction) -> u8 {
     }
 }
 
-/// An instruction that this processor lacks: #UD, recorded, unless the guest has not enabled the unit and would meet the
+/// An instruction that this processor lacks, or that its CPUID table does not offer: #UD, recorded, unless the guest has not enabled the unit and would meet the
 /// same exception on any processor.
 fn not_implemented(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
     let (em, ts) = (cpu.cr0 & cr0::EM != 0, cpu.cr0 & cr0::TS != 0);
@@ -900,5 +939,7 @@ fn not_implemented(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
         _ => {}
     }
     let name = Mnemonic::try_from(op.immediate as usize).map(|mnemonic| format!("{mnemonic:?}").to_lowercase());
-    Err(cpu.not_implemented(name.as_deref().unwrap_or("unknown instruction")))
+    let name = name.unwrap_or_else(|_| "unknown instruction".to_owned());
+    let reason = if op.has(flag::NOT_OFFERED) { ", which CPUID does not offer" } else { "" };
+    Err(cpu.not_implemented(&(name + reason)))
 }

@@ -1,8 +1,9 @@
 //! Delivery of interrupts and exceptions (SDM 3A chapter 6): the interrupt vector table of real mode, and the IDT.
 
-use super::flags::{AC, IF, NT, RF, TF, VM};
+use super::flags::{AC, IF, NT, RF, TF, VIF, VM};
 use super::mem::Bus;
-use super::state::{CS, Cpu, Raised, SS, Step, Stop, vector};
+use super::state::{CS, Cpu, DS, ES, FS, GS, Raised, SS, Seg, Step, Stop, vector};
+use super::task::Cause;
 use crate::engine::Exit;
 
 /// Where an event comes from, as far as its delivery depends on it.
@@ -52,10 +53,12 @@ impl Cpu {
             // If the run ends on the way, the next one goes on with this exception.
             self.pending_exception = Some(present);
             let extra_flags = if is_fault(present.vector) { RF } else { 0 };
-            let delivered = self.deliver(bus, present.vector, present.error_code, Origin::Hardware, extra_flags);
+            let delivered = self
+                .deliver(bus, present.vector, present.error_code, Origin::Hardware, extra_flags)
+                .and_then(|()| self.fault_of_new_task());
             match delivered {
                 Ok(()) => {
-                    self.pending_exception = None;
+                    self.pending_exception = self.posted.take();
                     if present.vector == vector::DB {
                         self.end_general_detection();
                     }
@@ -63,7 +66,6 @@ impl Cpu {
                 }
                 Err(Stop::Fault) => {
                     self.forget_accesses();
-                    self.note_lacking();
                     let second = self.raised;
                     self.set_fault_address(second);
                     present = match (class(present.vector), class(second.vector)) {
@@ -71,8 +73,8 @@ impl Cpu {
                             self.pending_exception = None;
                             return Err(Exit::Shutdown);
                         }
-                        // A benign exception comes out of a delivery only where this processor lacks what the gate asks
-                        // for; taking it for contributory keeps such deliveries from going round for ever.
+                        // A benign exception comes out of a delivery where the stack is misaligned (#AC), and then of its
+                        // own delivery too; taking it for contributory keeps such deliveries from going round for ever.
                         (Class::Contributory, Class::Contributory | Class::Benign)
                         | (Class::Benign, Class::Benign)
                         | (Class::PageFault, Class::Contributory | Class::PageFault | Class::Benign) => {
@@ -87,6 +89,17 @@ impl Cpu {
         }
     }
 
+    /// A fault that a new task met while it was loaded; the switch itself is done.
+    fn fault_of_new_task(&mut self) -> Step {
+        match self.posted.take_if(|posted| posted.vector != vector::DB) {
+            Some(fault) => {
+                self.raised = fault;
+                Err(Stop::Fault)
+            }
+            None => Ok(()),
+        }
+    }
+
     fn set_fault_address(&mut self, raised: Raised) {
         if raised.vector == vector::PF {
             self.cr2 = raised.address;
@@ -97,14 +110,14 @@ impl Cpu {
     pub(super) fn deliver_external(&mut self, bus: &mut Bus, vector: u8) -> Result<(), Exit> {
         // If the stack is a device, the log is this delivery's until it is done.
         self.delivering = false;
-        match self.deliver(bus, vector, None, Origin::Hardware, 0) {
+        match self.deliver(bus, vector, None, Origin::Hardware, 0).and_then(|()| self.fault_of_new_task()) {
             Ok(()) => {
                 self.forget_accesses();
+                self.pending_exception = self.posted.take();
                 Ok(())
             }
             Err(Stop::Fault) => {
                 self.forget_accesses();
-                self.note_lacking();
                 self.deliver_exception(bus, self.raised)
             }
             Err(Stop::Again | Stop::Leave) => {
@@ -117,6 +130,7 @@ impl Cpu {
     /// INT n, INT3 and INTO, executed: RIP is already behind the instruction.
     pub(super) fn software_interrupt(&mut self, bus: &mut Bus, vector: u8) -> Step {
         self.deliver(bus, vector, None, Origin::Software, 0)?;
+        self.pending_from_task();
         // TF is clear when it is looked at (SDM 3B 17.3.1.4).
         self.trap_due = false;
         Ok(())
@@ -125,6 +139,7 @@ impl Cpu {
     /// INT1, executed: a trap without the checks of INT n.
     pub(super) fn debug_interrupt(&mut self, bus: &mut Bus) -> Step {
         self.deliver(bus, vector::DB, None, Origin::Hardware, 0)?;
+        self.pending_from_task();
         self.end_general_detection();
         self.trap_due = false;
         Ok(())
@@ -147,14 +162,32 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let entry = self.read_system(bus, self.idtr.base.wrapping_add(at), 4)?;
+        self.enter_vector(bus, entry, self.rflags())?;
+        self.set_rflags(self.rflags() & !(IF | TF | AC | RF));
+        Ok(())
+    }
+
+    /// INT n that virtual-8086 mode extensions leave to the 8086 program: its vector table is at linear address 0 (SDM 3A
+    /// 20.3.3.2, methods 5 and 6).
+    pub(super) fn redirected_interrupt(&mut self, bus: &mut Bus, vector: u8) -> Step {
+        self.all_or_nothing(|cpu| {
+            let entry = cpu.read_linear(bus, u64::from(vector) * 4, 4, cpu.data_context)?;
+            let (pushed, cleared) = if cpu.iopl() == 3 { (cpu.rflags(), IF) } else { (cpu.virtual_flags(), VIF) };
+            cpu.enter_vector(bus, entry, pushed)?;
+            cpu.set_rflags(cpu.rflags() & !(cleared | TF | NT | RF));
+            Ok(())
+        })?;
+        self.trap_due = false;
+        Ok(())
+    }
+
+    /// Pushes FLAGS, CS and IP, and goes to a handler of an interrupt vector table.
+    fn enter_vector(&mut self, bus: &mut Bus, entry: u64, flags: u64) -> Step {
         let mut stack = self.present_stack(0);
-        let flags = self.rflags();
         for value in [flags, u64::from(self.seg(CS).selector), self.rip()] {
             self.push_new(bus, &mut stack, 2, value)?;
         }
-        self.enter_real_handler((entry >> 16) as u16, entry & 0xFFFF, stack.sp)?;
-        self.set_rflags(flags & !(IF | TF | AC | RF));
-        Ok(())
+        self.enter_real_handler((entry >> 16) as u16, entry & 0xFFFF, stack.sp)
     }
 
     /// Protected and long mode: a gate from the IDT (SDM 3A 6.12, 6.14).
@@ -189,7 +222,8 @@ impl Cpu {
             return Err(self.raise_code(vector::NP, idt_error));
         }
         if kind == TASK_GATE {
-            return Err(self.not_implemented("task switch through a task gate"));
+            let task = self.task(bus, (gate >> 16) as u16, false, ext)?;
+            return self.switch_task(bus, task, Cause::Event { error, ext, extra_flags });
         }
         let selector = (gate >> 16) as u16;
         let mut offset = gate & 0xFFFF | gate >> 32 & 0xFFFF_0000;
@@ -204,6 +238,11 @@ impl Cpu {
             size = 2;
         }
         let (code, cpl) = self.interrupt_target(bus, selector, ext)?;
+        let is_virtual = self.is_virtual();
+        if is_virtual && cpl != 0 {
+            // Virtual-8086 mode is left for privilege level 0 only (SDM 3A 20.3.1.1).
+            return Err(self.gp(u32::from(selector & !3) | ext));
+        }
         let good = if self.long { self.canonical(offset) } else { offset <= u64::from(code.limit()) };
         if !good {
             return Err(self.gp(ext));
@@ -216,7 +255,10 @@ impl Cpu {
             // SDM 3A 6.14.2: the frame is aligned, and always holds SS and RSP.
             stack.widen();
         }
-        let mut frame = Vec::with_capacity(6);
+        let mut frame = Vec::with_capacity(10);
+        if is_virtual {
+            frame.extend([GS, FS, DS, ES].map(|number| u64::from(self.seg(number).selector)));
+        }
         if self.long || inner {
             frame.extend([old_ss, old_sp]);
         }
@@ -226,6 +268,12 @@ impl Cpu {
             self.push_new(bus, &mut stack, size, value)?;
         }
         self.enter_handler(bus, code, selector, cpl, offset, &stack)?;
+        if is_virtual {
+            for number in [GS, FS, DS, ES] {
+                *self.seg_mut(number) = Seg::null(0, 0);
+                self.derive_seg(number);
+            }
+        }
         let masked = if matches!(kind, INTERRUPT_GATE | INTERRUPT_GATE16) { IF } else { 0 };
         let flags = self.rflags();
         self.set_rflags(flags & !(TF | NT | RF | VM | masked));

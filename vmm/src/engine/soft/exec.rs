@@ -38,6 +38,7 @@ impl Cpu {
 
     #[inline(always)]
     fn run_blocks(&mut self, bus: &mut Bus, code: &mut CodeCache, budget_ns: u64) -> Exit {
+        self.feature_set = code.feature_set(bus, self.features);
         bus.catch_up();
         self.catch_up(bus);
         self.asked = None;
@@ -194,7 +195,7 @@ impl Cpu {
     /// Looks at what is pending. Returns how the run ends, if it does.
     #[cold]
     fn attend(&mut self, bus: &mut Bus) -> Option<Exit> {
-        if let Some(raised) = self.pending_exception {
+        while let Some(raised) = self.pending_exception {
             let delivered = self.deliver_exception(bus, raised);
             self.shadow = false;
             self.update_attention();
@@ -222,6 +223,10 @@ impl Cpu {
             }
         }
         self.update_attention();
+        if self.pending_exception.is_some() {
+            // A task that an interrupt switched to has a debug trap before its first instruction.
+            return self.attend(bus);
+        }
         (self.window_wanted && self.interruptible()).then_some(Exit::InterruptWindow)
     }
 

@@ -21,6 +21,8 @@ pub(super) const AC: u64 = 1 << 18;
 pub(super) const VIF: u64 = 1 << 19;
 pub(super) const VIP: u64 = 1 << 20;
 pub(super) const ID: u64 = 1 << 21;
+/// Every flag that there is, without the fixed bit.
+pub(super) const DEFINED: u64 = STATUS | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 /// The flags that [`Status`] holds.
 pub(super) const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 

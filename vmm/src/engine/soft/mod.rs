@@ -15,7 +15,8 @@
 //! x87 and SSE have their registers in `fpu` and their arithmetic in `float`, in integers, so that results are the same bits
 //! on every host; `x87` holds their handlers, and `xsave` those that save and restore the registers.
 //!
-//! What it lacks (hardware task switches, virtual-8086 mode, MONITOR and MWAIT) raises #UD in the guest and is recorded for [`EngineVcpu::take_unimplemented`].
+//! What it lacks, and what its CPUID table does not offer (`features`), raises #UD in the guest and is recorded for
+//! [`EngineVcpu::take_unimplemented`]. `task` switches hardware tasks.
 
 mod access;
 mod alu;
@@ -26,6 +27,7 @@ mod debug;
 mod decode;
 mod event;
 mod exec;
+pub(crate) mod features;
 mod flags;
 mod float;
 mod fpu;
@@ -38,6 +40,7 @@ mod sse;
 mod state;
 mod string;
 mod system;
+mod task;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -213,7 +216,10 @@ impl EngineVcpu for SoftVcpu {
             Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 => cpu.dr[reg as usize - Reg::Dr0 as usize],
             Reg::Dr6 => cpu.dr[6],
             Reg::Dr7 => cpu.dr[7],
-            Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => cpu.pdpte[reg as usize - Reg::Pdpte0 as usize],
+            Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => {
+                cpu.settle_pdptes(&self.machine.lock().bus);
+                cpu.pdpte[reg as usize - Reg::Pdpte0 as usize]
+            }
             Reg::IntrShadow => u64::from(cpu.shadow),
             Reg::EntryInstLength => cpu.entry_instruction_length,
             // GDTR and IDTR have only a descriptor; the others are done above.
@@ -254,7 +260,9 @@ impl EngineVcpu for SoftVcpu {
                 cpu.derive_breakpoints();
             }
             Reg::Pdpte0 | Reg::Pdpte1 | Reg::Pdpte2 | Reg::Pdpte3 => {
+                cpu.settle_pdptes(&self.machine.lock().bus);
                 cpu.pdpte[reg as usize - Reg::Pdpte0 as usize] = value;
+                cpu.flush_translations();
             }
             Reg::IntrShadow => cpu.shadow = value & 1 != 0,
             Reg::EntryInstLength => cpu.entry_instruction_length = value,
@@ -262,6 +270,7 @@ impl EngineVcpu for SoftVcpu {
             _ => {}
         }
         if matches!(reg, Reg::Cr0 | Reg::Cr3 | Reg::Cr4 | Reg::Efer) {
+            cpu.pdptes_stale = true;
             cpu.flush_translations();
             cpu.derive_breakpoints();
         }
@@ -363,7 +372,9 @@ impl EngineVcpu for SoftVcpu {
         if self.cpu.stale {
             self.cpu.derive();
         }
-        self.cpu.peek_translation(&self.machine.lock().bus, linear)
+        let machine = self.machine.lock();
+        self.cpu.settle_pdptes(&machine.bus);
+        self.cpu.peek_translation(&machine.bus, linear)
     }
 
     fn take_unimplemented(&mut self) -> Vec<Unimplemented> {

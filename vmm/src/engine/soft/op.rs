@@ -52,6 +52,8 @@ pub(super) mod flag {
     pub(in super::super) const FLAT: u8 = 1 << 3;
     /// The second operand of a vector shift is the immediate.
     pub(in super::super) const IMMEDIATE: u8 = 1 << 4;
+    /// The CPUID table does not offer the instruction.
+    pub(in super::super) const NOT_OFFERED: u8 = 1 << 5;
 }
 
 impl Op {

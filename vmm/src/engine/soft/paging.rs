@@ -1,7 +1,8 @@
 //! Address translation: no paging, 32-bit, PAE, 4-level and 5-level paging (SDM 3A chapter 4).
 
+use super::features::Feature;
 use super::mem::{Bus, Translation, context};
-use super::state::{Cpu, Raised, Stop, cr0, cr4, efer, vector};
+use super::state::{Cpu, Raised, Step, Stop, cr0, cr4, efer, vector};
 
 /// Page-table entry: present.
 const P: u64 = 1 << 0;
@@ -19,6 +20,9 @@ const G: u64 = 1 << 8;
 const XD: u64 = 1 << 63;
 /// Address bits of an 8-byte entry.
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+/// Reserved low bits of a page-directory-pointer-table entry of PAE paging (SDM 3A table 4-8).
+const PDPTE_RESERVED: u64 = 0x1E6;
 
 /// Error code of a page fault.
 pub(super) mod error {
@@ -51,6 +55,12 @@ struct Walk {
     depth: usize,
 }
 
+/// The page-directory-pointer-table entries of PAE paging; all ones where there is no memory.
+fn read_pdptes(bus: &Bus, cr3: u64) -> [u64; 4] {
+    let table = cr3 & 0xFFFF_FFE0;
+    std::array::from_fn(|i| bus.read_physical(table + 8 * i as u64).unwrap_or(u64::MAX))
+}
+
 impl Cpu {
     /// Finds where a linear address leads; the error is a page fault's error code.
     fn walk(&self, bus: &Bus, linear: u64, purpose: Purpose, context: u64) -> Result<Walk, u32> {
@@ -76,14 +86,19 @@ impl Cpu {
         let (entry_bytes, index_bits) = if pae { (8, 9) } else { (4, 10) };
         let (mut table, mut shift) = match (pae, self.long) {
             (true, true) => (self.cr3 & ADDRESS & self.physical_mask, if self.cr4 & cr4::LA57 != 0 { 48 } else { 39 }),
-            (true, false) => (self.cr3 & 0xFFFF_FFE0, 30),
+            (true, false) => {
+                // The entry is in a register, and holds no rights.
+                let pdpte = self.pdpte[(linear >> 30 & 3) as usize];
+                if pdpte & P == 0 {
+                    return Err(fault);
+                }
+                (pdpte & ADDRESS & self.physical_mask, 21)
+            }
             (false, _) => (self.cr3 & 0xFFFF_F000, 22),
         };
         let leaf = loop {
             let index = linear >> shift & ((1 << index_bits) - 1);
-            // The page-directory-pointer table of PAE paging has four entries, which hold no rights.
-            let is_pdpte = pae && !self.long && shift == 30;
-            let gpa = table + if is_pdpte { index & 3 } else { index } * entry_bytes;
+            let gpa = table + index * entry_bytes;
             // Where there is no memory the bus floats high.
             let entry = if pae {
                 bus.read_physical::<u64>(gpa).unwrap_or(u64::MAX)
@@ -98,19 +113,17 @@ impl Cpu {
                 && match shift {
                     21 => true,
                     22 => self.cr4 & cr4::PSE != 0,
-                    30 => self.long,
+                    30 => self.long && self.features.has(Feature::Page1G),
                     _ => false,
                 };
-            if self.reserved_bits(entry, pae, shift, large, nx_enabled, is_pdpte) {
+            if self.reserved_bits(entry, pae, shift, large, nx_enabled) {
                 return Err(fault | error::PRESENT | error::RESERVED);
             }
-            if !is_pdpte {
-                user &= entry & U != 0;
-                writable &= entry & W != 0;
-                executable &= entry & XD == 0 || !pae;
-                walk.visited[walk.depth] = Visited { gpa, entry };
-                walk.depth += 1;
-            }
+            user &= entry & U != 0;
+            writable &= entry & W != 0;
+            executable &= entry & XD == 0 || !pae;
+            walk.visited[walk.depth] = Visited { gpa, entry };
+            walk.depth += 1;
             if large || shift == 12 {
                 break entry;
             }
@@ -148,28 +161,54 @@ impl Cpu {
     }
 
     /// Whether a present entry has a reserved bit set (SDM 3A 4.3 to 4.5, figures of the formats).
-    fn reserved_bits(&self, entry: u64, pae: bool, shift: u32, large: bool, nx_enabled: bool, is_pdpte: bool) -> bool {
+    fn reserved_bits(&self, entry: u64, pae: bool, shift: u32, large: bool, nx_enabled: bool) -> bool {
         if !pae {
-            // Bit 21 of an entry that maps a 4-Mbyte page; PSE-36 addresses 40 bits.
-            return large && entry & 1 << 21 != 0;
+            // An entry that maps a 4-Mbyte page has address bits from 32 up in bits 13 to 20, as far as there are any: PSE-36
+            // addresses at most 40 bits. What is above them up to bit 21 is reserved.
+            let address_bits =
+                if self.features.has(Feature::Pse36) { self.physical_mask.count_ones().min(40) } else { 32 };
+            let reserved = (1 << 22) - (1_u64 << (13 + address_bits - 32));
+            return large && entry & reserved != 0;
         }
         let mut reserved = ADDRESS & !self.physical_mask;
-        if is_pdpte {
-            reserved |= XD | 0x7FF0_0000_0000_0000 | 0x1E6;
-        } else {
-            if !nx_enabled {
-                reserved |= XD;
-            }
-            if !self.long {
-                reserved |= 0x7FF0_0000_0000_0000;
-            }
-            match (shift, large) {
-                (48 | 39, _) => reserved |= PS,
-                (30 | 21, true) => reserved |= ((1 << shift) - 1) & !0x1FFF,
-                _ => {}
-            }
+        if !nx_enabled {
+            reserved |= XD;
+        }
+        if !self.long {
+            reserved |= 0x7FF0_0000_0000_0000;
+        }
+        match (shift, large) {
+            (48 | 39, _) | (30, false) => reserved |= PS,
+            (30 | 21, true) => reserved |= ((1 << shift) - 1) & !0x1FFF,
+            _ => {}
         }
         entry & reserved != 0
+    }
+
+    /// Whether these control registers, and the present EFER, make PAE paging, which has page-directory-pointer-table entries
+    /// in registers.
+    pub(super) fn uses_pdptes(&self, cr0: u64, cr4: u64) -> bool {
+        cr0 & cr0::PG != 0 && cr4 & cr4::PAE != 0 && self.efer & efer::LME == 0
+    }
+
+    /// Loads the page-directory-pointer-table entries that CR3 will point to; #GP(0) if a present one has a reserved bit set
+    /// (SDM 3A 4.4.1).
+    pub(super) fn load_pdptes(&mut self, bus: &Bus, cr3: u64) -> Step {
+        let entries = read_pdptes(bus, cr3);
+        let reserved = !(ADDRESS & self.physical_mask | 0xFFF) | PDPTE_RESERVED;
+        if entries.iter().any(|entry| entry & P != 0 && entry & reserved != 0) {
+            return Err(self.gp(0));
+        }
+        self.pdpte = entries;
+        self.pdptes_stale = false;
+        Ok(())
+    }
+
+    /// Loads them after control registers were set from outside, where nothing can fault.
+    pub(super) fn settle_pdptes(&mut self, bus: &Bus) {
+        if std::mem::take(&mut self.pdptes_stale) && self.uses_pdptes(self.cr0, self.cr4) {
+            self.pdpte = read_pdptes(bus, self.cr3);
+        }
     }
 
     /// Translates a linear address and sets accessed and dirty bits; a failure is a page fault.

@@ -1,21 +1,27 @@
 //! Segment registers, descriptors, and far transfers of control (SDM 3A chapters 3, 5 and 6; SDM 2 by mnemonic).
 
-use super::flags::{AC, DF, FIXED, ID, IF, IOPL, NT, RF, STATUS, TF, VIF, VIP, VM};
+use super::flags::{DEFINED, FIXED, IF, IOPL, NT, RF, VIF, VIP, VM};
 use super::mem::Bus;
 use super::op::{Op, RmDst, RmSrc, Source, Target, flag};
 use super::state::{CS, Cpu, DS, ES, FS, GS, LDTR, SS, Seg, Step, Stop, TR, access, vector};
-use super::word::Word;
+use super::task::Cause;
+use super::word::{RSP, Word};
 
 /// Kinds of system descriptors: type with S clear.
-mod system {
+pub(super) mod system {
     pub(super) const TSS16_AVAILABLE: u32 = 0x1;
-    pub(super) const LDT: u32 = 0x2;
+    pub(in super::super) const LDT: u32 = 0x2;
     pub(super) const TSS16_BUSY: u32 = 0x3;
     pub(super) const CALL_GATE16: u32 = 0x4;
-    pub(super) const TASK_GATE: u32 = 0x5;
+    pub(in super::super) const TASK_GATE: u32 = 0x5;
     pub(super) const TSS_AVAILABLE: u32 = 0x9;
     pub(super) const TSS_BUSY: u32 = 0xB;
     pub(super) const CALL_GATE: u32 = 0xC;
+
+    /// Whether it is a task-state segment.
+    pub(in super::super) fn is_tss(kind: u32) -> bool {
+        matches!(kind, TSS16_AVAILABLE | TSS16_BUSY | TSS_AVAILABLE | TSS_BUSY)
+    }
 }
 
 /// A descriptor as it stands in its table.
@@ -24,35 +30,39 @@ pub(super) struct Descriptor {
     low: u32,
     high: u32,
     /// Linear address of the descriptor.
-    at: u64,
+    pub(super) at: u64,
 }
 
 impl Descriptor {
     /// The access rights as a segment register holds them.
-    fn access(self) -> u32 {
+    pub(super) fn access(self) -> u32 {
         self.high >> 8 & 0xF0FF
     }
-    fn kind(self) -> u32 {
+    pub(super) fn kind(self) -> u32 {
         self.access() & 0x1F
     }
     pub(super) fn dpl(self) -> u8 {
         (self.high >> 13 & 3) as u8
     }
-    fn present(self) -> bool {
+    pub(super) fn present(self) -> bool {
         self.access() & access::PRESENT != 0
     }
-    fn is_code(self) -> bool {
+    pub(super) fn is_code(self) -> bool {
         self.kind() & (access::CODE_OR_DATA | access::CODE) == access::CODE_OR_DATA | access::CODE
     }
-    fn is_conforming(self) -> bool {
+    pub(super) fn is_conforming(self) -> bool {
         self.is_code() && self.kind() & access::CONFORMING != 0
     }
-    fn is_writable_data(self) -> bool {
+    pub(super) fn is_writable_data(self) -> bool {
         let bits = access::CODE_OR_DATA | access::CODE | access::RW;
         self.kind() & bits == access::CODE_OR_DATA | access::RW
     }
-    fn is_readable(self) -> bool {
+    pub(super) fn is_readable(self) -> bool {
         self.kind() & access::CODE_OR_DATA != 0 && (!self.is_code() || self.kind() & access::RW != 0)
+    }
+    /// The selector that a gate holds.
+    pub(super) fn selector(self) -> u16 {
+        (self.low >> 16) as u16
     }
     fn base(self) -> u32 {
         self.high & 0xFF00_0000 | (self.high & 0xFF) << 16 | self.low >> 16
@@ -61,17 +71,17 @@ impl Descriptor {
         let limit = self.high & 0xF_0000 | self.low & 0xFFFF;
         if self.access() & access::GRANULAR != 0 { limit << 12 | 0xFFF } else { limit }
     }
-    fn seg(self, selector: u16) -> Seg {
+    pub(super) fn seg(self, selector: u16) -> Seg {
         Seg { selector, base: u64::from(self.base()), limit: self.limit(), access: self.access(), ..Seg::default() }
     }
 }
 
 /// A selector without its RPL, as error codes name it.
-fn error_of(selector: u16) -> u32 {
+pub(super) fn error_of(selector: u16) -> u32 {
     u32::from(selector & !3)
 }
 
-fn is_null(selector: u16) -> bool {
+pub(super) fn is_null(selector: u16) -> bool {
     selector & !3 == 0
 }
 
@@ -128,7 +138,13 @@ impl Cpu {
     }
 
     /// Reads the descriptor that a selector names; #GP(selector), or another exception, if there is none.
-    fn descriptor_or(&mut self, bus: &mut Bus, selector: u16, vector: u8, ext: u32) -> Result<Descriptor, Stop> {
+    pub(super) fn descriptor_or(
+        &mut self,
+        bus: &mut Bus,
+        selector: u16,
+        vector: u8,
+        ext: u32,
+    ) -> Result<Descriptor, Stop> {
         match self.descriptor(bus, selector)? {
             Some(descriptor) => Ok(descriptor),
             None => Err(self.raise_code(vector, error_of(selector) | ext)),
@@ -150,27 +166,33 @@ impl Cpu {
     }
 
     /// Sets the accessed bit of a code or data descriptor and makes the segment register's content of it.
-    fn accessed(&mut self, bus: &mut Bus, descriptor: Descriptor, selector: u16) -> Result<Seg, Stop> {
+    pub(super) fn accessed(&mut self, bus: &mut Bus, descriptor: Descriptor, selector: u16) -> Result<Seg, Stop> {
         let mut seg = descriptor.seg(selector);
         if !seg.has(access::ACCESSED) {
             seg.access |= access::ACCESSED;
-            self.write_system_byte(bus, descriptor.at.wrapping_add(5), seg.access as u8)?;
+            self.write_system(bus, descriptor.at.wrapping_add(5), 1, u64::from(seg.access as u8))?;
         }
         Ok(seg)
     }
 
-    /// Loads a segment register in real mode: the base follows the selector, the limit stays (SDM 3A 20.1.1).
+    /// Loads a segment register in real mode, where the base follows the selector and the limit stays (SDM 3A 20.1.1), or in
+    /// virtual-8086 mode, where nothing stays (20.2.1).
     fn load_real(&mut self, number: u8, selector: u16) {
+        let is_virtual = self.is_virtual();
         let seg = self.seg_mut(number);
-        seg.selector = selector;
-        seg.base = u64::from(selector) << 4;
-        seg.access = seg.access & (access::BIG | access::GRANULAR) | 0x93;
+        if is_virtual {
+            *seg = virtual_segment(selector);
+        } else {
+            seg.selector = selector;
+            seg.base = u64::from(selector) << 4;
+            seg.access = seg.access & (access::BIG | access::GRANULAR) | 0x93;
+        }
         self.derive_seg(number);
     }
 
     /// Loads ES, SS, DS, FS or GS.
     pub(super) fn load_segment(&mut self, bus: &mut Bus, number: u8, selector: u16) -> Step {
-        if !self.protected {
+        if self.has_real_segments() {
             self.load_real(number, selector);
             return Ok(());
         }
@@ -262,7 +284,7 @@ impl Cpu {
 
     /// JMP to another segment.
     pub(super) fn far_jump(&mut self, bus: &mut Bus, selector: u16, offset: u64) -> Step {
-        if !self.protected {
+        if self.has_real_segments() {
             return self.real_jump(selector, offset);
         }
         if is_null(selector) {
@@ -272,6 +294,9 @@ impl Cpu {
         if descriptor.kind() & access::CODE_OR_DATA != 0 {
             self.check_code(descriptor, selector, false)?;
             return self.all_or_nothing(|cpu| cpu.enter_code_here(bus, descriptor, selector, offset));
+        }
+        if let Some(task) = self.task_of(bus, descriptor, selector)? {
+            return self.far_task(bus, task, Cause::Jump);
         }
         let gate = self.call_gate(bus, descriptor, selector)?;
         let descriptor = self.gate_target(bus, &gate)?;
@@ -290,7 +315,7 @@ impl Cpu {
 
     /// CALL to another segment; `size` is the operand size in bytes.
     pub(super) fn far_call(&mut self, bus: &mut Bus, selector: u16, offset: u64, size: u32) -> Step {
-        if !self.protected {
+        if self.has_real_segments() {
             return self.all_or_nothing(|cpu| {
                 cpu.push_return(bus, size)?;
                 cpu.real_jump(selector, offset)
@@ -306,6 +331,9 @@ impl Cpu {
                 cpu.push_return(bus, size)?;
                 cpu.enter_code_here(bus, descriptor, selector, offset)
             });
+        }
+        if let Some(task) = self.task_of(bus, descriptor, selector)? {
+            return self.far_task(bus, task, Cause::Call);
         }
         let gate = self.call_gate(bus, descriptor, selector)?;
         let descriptor = self.gate_target(bus, &gate)?;
@@ -358,7 +386,7 @@ impl Cpu {
         }
     }
 
-    /// Checks a system descriptor that a far JMP or CALL named: only call gates lead on.
+    /// Checks a system descriptor that a far JMP or CALL named and that is no task: only call gates lead on.
     fn call_gate(&mut self, bus: &mut Bus, descriptor: Descriptor, selector: u16) -> Result<Gate, Stop> {
         let error = error_of(selector);
         let rpl = (selector & 3) as u8;
@@ -366,9 +394,6 @@ impl Cpu {
         match kind {
             system::CALL_GATE16 if !self.long => {}
             system::CALL_GATE => {}
-            system::TASK_GATE | system::TSS16_AVAILABLE | system::TSS_AVAILABLE if !self.long => {
-                return Err(self.not_implemented("task switch"));
-            }
             _ => return Err(self.gp(error)),
         }
         if descriptor.dpl() < self.cpl.max(rpl) {
@@ -390,7 +415,7 @@ impl Cpu {
             _ => 4,
         };
         let parameters = if self.long { 0 } else { descriptor.high & 0x1F };
-        Ok(Gate { selector: (descriptor.low >> 16) as u16, offset, size, parameters })
+        Ok(Gate { selector: descriptor.selector(), offset, size, parameters })
     }
 
     fn gate_target(&mut self, bus: &mut Bus, gate: &Gate) -> Result<Descriptor, Stop> {
@@ -498,7 +523,7 @@ impl Cpu {
         let bytes = u64::from(size);
         let offset = self.peek_sized(bus, 0, size)?;
         let selector = self.peek_sized(bus, bytes, size)? as u16;
-        if !self.protected {
+        if self.has_real_segments() {
             self.real_jump(selector, offset)?;
             self.drop_stack(2 * bytes + drop);
             return Ok(());
@@ -584,11 +609,14 @@ impl Cpu {
     pub(super) fn interrupt_return(&mut self, bus: &mut Bus, size: u32) -> Step {
         let bytes = u64::from(size);
         let bits = size * 8;
+        if self.is_virtual() {
+            return self.return_in_virtual_mode(bus, size);
+        }
         if self.protected && self.eflags & NT != 0 {
             if self.long {
                 return Err(self.gp(0));
             }
-            return Err(self.not_implemented("IRET to a nested task"));
+            return self.task_return(bus);
         }
         let offset = self.peek_sized(bus, 0, size)?;
         let selector = self.peek_sized(bus, bytes, size)? as u16;
@@ -601,7 +629,7 @@ impl Cpu {
             return Ok(());
         }
         if !self.long && size == 4 && flags & VM != 0 && self.cpl == 0 {
-            return Err(self.not_implemented("virtual-8086 mode"));
+            return self.return_to_virtual_mode(bus, offset, selector, flags);
         }
         let descriptor = self.return_target(bus, selector)?;
         let rpl = (selector & 3) as u8;
@@ -626,6 +654,54 @@ impl Cpu {
         Ok(())
     }
 
+    /// IRET of an 8086 program (SDM 2A, IRET, "return from virtual-8086 mode"; SDM 3A 20.3.3 for the extensions).
+    fn return_in_virtual_mode(&mut self, bus: &mut Bus, size: u32) -> Step {
+        let bytes = u64::from(size);
+        let extended = self.traps_flags(size * 8)?;
+        let offset = self.peek_sized(bus, 0, size)?;
+        let selector = self.peek_sized(bus, bytes, size)? as u16;
+        let flags = self.peek_sized(bus, 2 * bytes, size)?;
+        if extended {
+            self.check_virtual_flags(flags)?;
+        }
+        self.real_jump(selector, offset)?;
+        self.drop_stack(3 * bytes);
+        if extended {
+            self.set_virtual_flags(flags);
+        } else {
+            self.return_flags(flags, size * 8, self.cpl);
+        }
+        self.unblock_nmis();
+        Ok(())
+    }
+
+    /// IRET of the monitor to an 8086 program (SDM 2A, IRET, "return to virtual-8086 mode"). EIP, CS and EFLAGS are known.
+    fn return_to_virtual_mode(&mut self, bus: &mut Bus, offset: u64, cs: u16, flags: u64) -> Step {
+        let mut values = [0; 6];
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = self.peek_sized(bus, 12 + 4 * i as u64, 4)?;
+        }
+        if offset > u64::from(VIRTUAL_LIMIT) {
+            return Err(self.gp(0));
+        }
+        let [sp, ss, es, ds, fs, gs] = values;
+        self.return_flags(flags, 32, 0);
+        self.eflags |= VM;
+        self.set_virtual_segments([es as u16, cs, ss as u16, ds as u16, fs as u16, gs as u16]);
+        self.set_rip(offset);
+        self.put(RSP, sp as u32);
+        self.unblock_nmis();
+        Ok(())
+    }
+
+    /// Makes ES, CS, SS, DS, FS and GS what they are in virtual-8086 mode.
+    pub(super) fn set_virtual_segments(&mut self, selectors: [u16; 6]) {
+        for (number, selector) in (ES..=GS).zip(selectors) {
+            *self.seg_mut(number) = virtual_segment(selector);
+        }
+        self.derive();
+    }
+
     /// Sets RFLAGS from what IRET popped, with the rights of the privilege level that it left. RF is taken over only where
     /// it matters, since it holds for one instruction: while breakpoints are enabled.
     fn return_flags(&mut self, value: u64, bits: u32, from: u8) {
@@ -640,7 +716,7 @@ impl Cpu {
             kept |= !0xFFFF;
         }
         let resume = if self.breakpoints.any() { RF } else { 0 };
-        let defined = STATUS | TF | IF | DF | IOPL | NT | AC | VIF | VIP | ID | resume;
+        let defined = DEFINED & !(VM | RF) | resume;
         let old = self.rflags();
         self.set_rflags(old & kept | value & !kept & defined);
     }
@@ -728,7 +804,7 @@ impl Cpu {
         let (mut seg, descriptor) = self.system_segment(bus, selector, kinds)?;
         // Busy, in the table and in the register.
         seg.access |= 2;
-        self.write_system_byte(bus, descriptor.at.wrapping_add(5), seg.access as u8)?;
+        self.write_system(bus, descriptor.at.wrapping_add(5), 1, u64::from(seg.access as u8))?;
         *self.seg_mut(TR) = seg;
         self.derive_seg(TR);
         Ok(())
@@ -767,6 +843,14 @@ impl Cpu {
         let visible = descriptor.is_conforming() || self.cpl.max(rpl) <= descriptor.dpl();
         Ok(visible.then_some(descriptor))
     }
+}
+
+/// The limit of every segment in virtual-8086 mode.
+const VIRTUAL_LIMIT: u32 = 0xFFFF;
+
+/// A segment of virtual-8086 mode: writable data of privilege level 3, CS too (SDM 3C 26.3.1.2).
+fn virtual_segment(selector: u16) -> Seg {
+    Seg { selector, base: u64::from(selector) << 4, limit: VIRTUAL_LIMIT, access: 0xF3, ..Seg::default() }
 }
 
 const LONG_AND_BIG: u32 = access::LONG | access::BIG;

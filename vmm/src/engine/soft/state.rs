@@ -2,7 +2,8 @@
 
 use super::code_pages::{CodePages, Key};
 use super::debug::Breakpoints;
-use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF};
+use super::features::{Feature, Features};
+use super::flags::{AC, FIXED, IF, IOPL, STATUS, Status, TF, VM};
 use super::fpu::Fpu;
 use super::mem::{Bus, Tlb};
 use super::word::{RDX, RIP, RSP, RegFile, Word};
@@ -29,11 +30,15 @@ pub(super) mod cr0 {
 
 /// CR4.
 pub(super) mod cr4 {
+    pub(in super::super) const VME: u64 = 1 << 0;
+    pub(in super::super) const PVI: u64 = 1 << 1;
     pub(in super::super) const TSD: u64 = 1 << 2;
     pub(in super::super) const DE: u64 = 1 << 3;
     pub(in super::super) const PSE: u64 = 1 << 4;
     pub(in super::super) const PAE: u64 = 1 << 5;
+    pub(in super::super) const MCE: u64 = 1 << 6;
     pub(in super::super) const PGE: u64 = 1 << 7;
+    pub(in super::super) const PCE: u64 = 1 << 8;
     pub(in super::super) const OSFXSR: u64 = 1 << 9;
     pub(in super::super) const OSXMMEXCPT: u64 = 1 << 10;
     pub(in super::super) const UMIP: u64 = 1 << 11;
@@ -43,8 +48,6 @@ pub(super) mod cr4 {
     pub(in super::super) const OSXSAVE: u64 = 1 << 18;
     pub(in super::super) const SMEP: u64 = 1 << 20;
     pub(in super::super) const SMAP: u64 = 1 << 21;
-    /// TSD to OSXMMEXCPT: bits that every processor of this kind has.
-    pub(in super::super) const BASIC: u64 = 0x7FC;
 }
 
 /// IA32_EFER.
@@ -246,7 +249,10 @@ pub(super) struct Cpu {
     pub(super) cr8: u64,
     pub(super) dr: [u64; 8],
     pub(super) efer: u64,
+    /// The page-directory-pointer-table entries of PAE paging.
     pub(super) pdpte: [u64; 4],
+    /// Control registers were set from outside since the entries were loaded.
+    pub(super) pdptes_stale: bool,
     pub(super) entry_instruction_length: u64,
     pub(super) msrs: Msrs,
     /// Apart, so that what integer instructions use lies close together.
@@ -313,6 +319,8 @@ pub(super) struct Cpu {
     /// The access that the last exit asked for.
     pub(super) asked: Option<Access>,
     pub(super) raised: Raised,
+    /// What a task switch found wrong with the new task, or its debug trap: comes before its first instruction.
+    pub(super) posted: Option<Raised>,
     pub(super) exit: Option<Exit>,
     /// How many instructions of the present block shall execute; a branch out of its middle, or a store into decoded code,
     /// sets it to 0.
@@ -332,12 +340,10 @@ pub(super) struct Cpu {
     pub(super) cpuid: Vec<CpuidEntry>,
     /// Bits of a physical address that exist.
     pub(super) physical_mask: u64,
-    /// The CPUID table announces IA32_SPEC_CTRL and IA32_PRED_CMD.
-    pub(super) has_spec_ctrl: bool,
-    /// The CPUID table announces IA32_ARCH_CAPABILITIES.
-    pub(super) has_arch_capabilities: bool,
-    /// CR4 bits that the CPUID table announces.
-    pub(super) cr4_allowed: u64,
+    /// What the CPUID table announces.
+    pub(super) features: Features,
+    /// The number that the code cache gave this set of features.
+    pub(super) feature_set: u8,
     pub(super) unimplemented: Vec<Unimplemented>,
     /// What the last fault was raised for, when the processor lacks it.
     pub(super) lacking: Option<String>,
@@ -397,6 +403,7 @@ impl Cpu {
             dr: [0, 0, 0, 0, 0, 0, super::system::DR6_FIXED, super::system::DR7_FIXED],
             efer: 0,
             pdpte: [0; 4],
+            pdptes_stale: false,
             entry_instruction_length: 0,
             msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
             fpu: Box::new(Fpu::new()),
@@ -433,6 +440,7 @@ impl Cpu {
             delivering: false,
             asked: None,
             raised: Raised { vector: 0, error_code: None, address: 0 },
+            posted: None,
             exit: None,
             block_left: 0,
             now_ns: 0,
@@ -442,9 +450,8 @@ impl Cpu {
             executed_before: 0,
             cpuid: Vec::new(),
             physical_mask: 0,
-            has_spec_ctrl: false,
-            has_arch_capabilities: false,
-            cr4_allowed: 0,
+            features: Features::of(&[]),
+            feature_set: 0,
             unimplemented: Vec::new(),
             lacking: None,
             kick: Arc::default(),
@@ -515,8 +522,18 @@ impl Cpu {
 
     /// The same for the widest linear address that the processor has: what registers hold.
     pub(super) fn canonical_base(&self, linear: u64) -> bool {
-        let unused = if self.cr4_allowed & cr4::LA57 != 0 { UNUSED_LINEAR_BITS_57 } else { UNUSED_LINEAR_BITS_48 };
+        let unused = if self.features.has(Feature::La57) { UNUSED_LINEAR_BITS_57 } else { UNUSED_LINEAR_BITS_48 };
         (linear as i64) << unused >> unused == linear as i64
+    }
+
+    /// Virtual-8086 mode (SDM 3A 20.2).
+    pub(super) fn is_virtual(&self) -> bool {
+        self.eflags & VM != 0 && self.protected
+    }
+
+    /// Whether segments are what they were on the 8086: 64 Kbytes from 16 times the selector.
+    pub(super) fn has_real_segments(&self) -> bool {
+        !self.protected || self.is_virtual()
     }
 
     /// 64-bit mode (not compatibility mode).
@@ -651,6 +668,7 @@ impl Cpu {
         if self.stale {
             self.derive();
         }
+        self.settle_pdptes(bus);
     }
 
     /// Pages that hold decoded code now may not be written past the bus any more.

@@ -1,5 +1,6 @@
 //! Control and debug registers, MSRs, CPUID, time, system tables, and fast system calls.
 
+use super::features::{Feature, Features};
 use super::flags::{FIXED, IF, RF, TF, VM};
 use super::mem::Bus;
 use super::op::{Op, RmDst, Source, flag};
@@ -81,9 +82,9 @@ impl Cpu {
     pub(super) fn check_cpl0(&mut self) -> Step {
         if self.cpl == 0 { Ok(()) } else { Err(self.gp(0)) }
     }
-    /// #UD in real mode.
+    /// #UD in real mode and virtual-8086 mode.
     pub(super) fn check_protected(&mut self) -> Step {
-        if self.protected { Ok(()) } else { Err(self.ud()) }
+        if self.has_real_segments() { Err(self.ud()) } else { Ok(()) }
     }
     /// #GP(0) for SGDT and its like where CR4.UMIP forbids them.
     pub(super) fn check_umip(&mut self) -> Step {
@@ -99,24 +100,7 @@ impl Cpu {
             _ => 52,
         };
         self.physical_mask = (1 << bits) - 1;
-        let [_, ebx7, ecx7, edx7] = self.cpuid_values(7, 0).unwrap_or_default();
-        let [_, _, ecx1, _] = self.cpuid_values(1, 0).unwrap_or_default();
-        let has = |register: u32, bit: u32| register >> bit & 1 != 0;
-        (self.has_spec_ctrl, self.has_arch_capabilities) = (has(edx7, 26), has(edx7, 29));
-        self.cr4_allowed = cr4::BASIC;
-        for (there, bit) in [
-            (has(ebx7, 0), cr4::FSGSBASE),
-            (has(ebx7, 7), cr4::SMEP),
-            (has(ebx7, 20), cr4::SMAP),
-            (has(ecx7, 2), cr4::UMIP),
-            (has(ecx7, 16), cr4::LA57),
-            (has(ecx1, 17), cr4::PCIDE),
-            (has(ecx1, 26), cr4::OSXSAVE),
-        ] {
-            if there {
-                self.cr4_allowed |= bit;
-            }
-        }
+        self.features = Features::of(table);
         self.flush_translations();
     }
 
@@ -132,7 +116,7 @@ impl Cpu {
         bus.latest_tsc.wrapping_add(self.msrs.tsc_offset)
     }
 
-    fn write_cr0(&mut self, value: u64) -> Step {
+    fn write_cr0(&mut self, bus: &mut Bus, value: u64) -> Step {
         let invalid = value >> 32 != 0
             || value & cr0::PG != 0 && value & cr0::PE == 0
             || value & cr0::NW != 0 && value & cr0::CD == 0;
@@ -150,6 +134,9 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let changed = self.cr0 ^ value;
+        if changed & (cr0::CD | cr0::NW | cr0::PG) != 0 && self.uses_pdptes(value, self.cr4) {
+            self.load_pdptes(bus, self.cr3)?;
+        }
         self.cr0 = value;
         if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 {
             self.flush_translations();
@@ -158,7 +145,8 @@ impl Cpu {
         Ok(())
     }
 
-    fn write_cr3(&mut self, value: u64) -> Step {
+    /// MOV to CR3; a task switch does the same.
+    pub(super) fn write_cr3(&mut self, bus: &mut Bus, value: u64) -> Step {
         /// With PCIDs: the new address space's translations hold still.
         const KEEP: u64 = 1 << 63;
         let pcids = self.cr4 & cr4::PCIDE != 0;
@@ -166,6 +154,9 @@ impl Cpu {
         let value = if pcids { value & !KEEP } else { value };
         if self.long && value & !self.physical_mask != 0 {
             return Err(self.gp(0));
+        }
+        if self.uses_pdptes(self.cr0, self.cr4) {
+            self.load_pdptes(bus, value)?;
         }
         let (from, to) = (pcid_of(self.cr3), pcid_of(value));
         self.cr3 = value;
@@ -177,14 +168,18 @@ impl Cpu {
         Ok(())
     }
 
-    fn write_cr4(&mut self, value: u64) -> Step {
+    fn write_cr4(&mut self, bus: &mut Bus, value: u64) -> Step {
         let turns_on_pcid = value & !self.cr4 & cr4::PCIDE != 0;
         let changed = self.cr4 ^ value;
-        let invalid = value & !self.cr4_allowed != 0
+        let invalid = value & !self.features.cr4() != 0
             || self.long && (value & cr4::PAE == 0 || changed & cr4::LA57 != 0)
             || turns_on_pcid && (!self.long || pcid_of(self.cr3) != 0);
         if invalid {
             return Err(self.gp(0));
+        }
+        let loading = cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP;
+        if changed & loading != 0 && self.uses_pdptes(self.cr0, value) {
+            self.load_pdptes(bus, self.cr3)?;
         }
         self.cr4 = value;
         let translating = cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57;
@@ -199,11 +194,11 @@ impl Cpu {
     fn read_msr(&mut self, bus: &mut Bus, index: u32) -> Result<u64, Stop> {
         Ok(match index {
             msr::TSC => self.read_tsc(bus),
-            msr::MTRR_CAP => MTRR_CAP_VALUE,
-            msr::ARCH_CAPABILITIES if self.has_arch_capabilities => ARCH_CAPABILITIES_VALUE,
-            msr::SPEC_CTRL if self.has_spec_ctrl => self.msrs.spec_ctrl,
+            msr::MTRR_CAP if self.features.has(Feature::Mtrr) => MTRR_CAP_VALUE,
+            msr::ARCH_CAPABILITIES if self.features.has(Feature::ArchCapabilities) => ARCH_CAPABILITIES_VALUE,
+            msr::SPEC_CTRL if self.features.has(Feature::SpecCtrl) => self.msrs.spec_ctrl,
             // It is written only.
-            msr::PRED_CMD if self.has_spec_ctrl => return Err(self.gp(0)),
+            msr::PRED_CMD if self.features.has(Feature::SpecCtrl) => return Err(self.gp(0)),
             msr::EFER => self.efer,
             msr::FS_BASE => self.seg(FS).base,
             msr::GS_BASE => self.seg(GS).base,
@@ -238,23 +233,22 @@ impl Cpu {
                 let raw = self.read_tsc(bus).wrapping_sub(self.msrs.tsc_offset);
                 self.msrs.tsc_offset = value.wrapping_sub(raw);
             }
-            msr::MTRR_CAP => return Err(self.gp(0)),
-            msr::ARCH_CAPABILITIES if self.has_arch_capabilities => return Err(self.gp(0)),
-            msr::SPEC_CTRL if self.has_spec_ctrl => {
+            msr::MTRR_CAP if self.features.has(Feature::Mtrr) => return Err(self.gp(0)),
+            msr::ARCH_CAPABILITIES if self.features.has(Feature::ArchCapabilities) => return Err(self.gp(0)),
+            msr::SPEC_CTRL if self.features.has(Feature::SpecCtrl) => {
                 if value & !SPEC_CTRL_IBRS != 0 {
                     return Err(self.gp(0));
                 }
                 self.msrs.spec_ctrl = value;
             }
-            msr::PRED_CMD if self.has_spec_ctrl => {
+            msr::PRED_CMD if self.features.has(Feature::SpecCtrl) => {
                 if value & !PRED_CMD_IBPB != 0 {
                     return Err(self.gp(0));
                 }
             }
             msr::EFER => {
-                let allowed = efer::SCE | efer::LME | efer::LMA | efer::NXE;
                 let changes_lme = (self.efer ^ value) & efer::LME != 0;
-                if value & !allowed != 0 || changes_lme && self.cr0 & cr0::PG != 0 {
+                if value & !self.features.efer() != 0 || changes_lme && self.cr0 & cr0::PG != 0 {
                     return Err(self.gp(0));
                 }
                 self.efer = value;
@@ -285,9 +279,18 @@ impl Cpu {
         Ok(())
     }
 
-    /// An MSR that is plain storage.
+    /// An MSR that is plain storage, if it is offered.
     fn stored_msr(&mut self, index: u32) -> Option<&mut u64> {
         let msrs = &mut self.msrs;
+        let offered = match index {
+            msr::PAT => self.features.has(Feature::Pat),
+            msr::TSC_AUX => self.features.has(Feature::Rdtscp) || self.features.has(Feature::Rdpid),
+            msr::MTRR_VARIABLE..=msr::MTRR_DEF_TYPE => self.features.has(Feature::Mtrr),
+            _ => true,
+        };
+        if !offered {
+            return None;
+        }
         Some(match index {
             msr::SYSENTER_CS => &mut msrs.sysenter_cs,
             msr::SYSENTER_ESP => &mut msrs.sysenter_esp,
@@ -406,17 +409,17 @@ fn get_system_width(cpu: &Cpu, number: u8) -> u64 {
 }
 
 /// MOV to a control register.
-pub(super) fn mov_to_cr(cpu: &mut Cpu, _: &mut Bus, op: &Op) -> Step {
+pub(super) fn mov_to_cr(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     cpu.check_cpl0()?;
     let value = get_system_width(cpu, op.src);
     match op.extra {
-        0 => cpu.write_cr0(value),
+        0 => cpu.write_cr0(bus, value),
         2 => {
             cpu.cr2 = value;
             Ok(())
         }
-        3 => cpu.write_cr3(value),
-        4 => cpu.write_cr4(value),
+        3 => cpu.write_cr3(bus, value),
+        4 => cpu.write_cr4(bus, value),
         8 => {
             if value >> 4 != 0 {
                 return Err(cpu.gp(0));
@@ -478,7 +481,7 @@ pub(super) fn lmsw(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
     let value = u64::from(RmDst::get::<u16>(cpu, bus, op)?);
     let changeable = cr0::MP | cr0::EM | cr0::TS;
     let new = cpu.cr0 & !changeable | value & (changeable | cr0::PE);
-    cpu.write_cr0(new)
+    cpu.write_cr0(bus, new)
 }
 
 /// SMSW.
@@ -534,6 +537,32 @@ pub(super) fn invpcid(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
         _ => cpu.flush_local_translations(),
     }
     Ok(())
+}
+
+/// MONITOR: ECX must hold no extensions. The address is loaded from, and then nothing waits for it: see [`mwait`].
+pub(super) fn monitor(cpu: &mut Cpu, bus: &mut Bus, op: &Op) -> Step {
+    check_monitor(cpu)?;
+    if cpu.get::<u32>(RCX) != 0 {
+        return Err(cpu.gp(0));
+    }
+    flush_line(cpu, bus, op)
+}
+
+/// MWAIT: ends its wait at once, as any processor may (SDM 2B, MWAIT, "false wakeup"); the loop that it stands in looks at the
+/// monitored memory again, and other processors have had their turn by then. ECX may ask for interrupts to end the wait though
+/// IF is clear, where CPUID offers that.
+pub(super) fn mwait(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
+    check_monitor(cpu)?;
+    let known = u32::from(cpu.features.has(Feature::MwaitInterrupts));
+    if cpu.get::<u32>(RCX) & !known != 0 {
+        return Err(cpu.gp(0));
+    }
+    Err(cpu.leave(Exit::Pause))
+}
+
+/// Beyond privilege level 0 they are no instructions.
+fn check_monitor(cpu: &mut Cpu) -> Step {
+    if cpu.cpl == 0 { Ok(()) } else { Err(cpu.ud()) }
 }
 
 /// CLFLUSH, CLFLUSHOPT and CLWB: there is no cache, but they fault as reads of a byte do.
@@ -624,7 +653,7 @@ fn check_fsgsbase(cpu: &mut Cpu) -> Step {
 
 /// CLAC and (`SET`) STAC.
 pub(super) fn alignment_flag<const SET: bool>(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
-    if cpu.cr4_allowed & cr4::SMAP == 0 || cpu.cpl > 0 {
+    if cpu.cpl > 0 {
         return Err(cpu.ud());
     }
     cpu.eflags = cpu.eflags & !super::flags::AC | if SET { super::flags::AC } else { 0 };

@@ -1,5 +1,6 @@
 //! FXSAVE, XSAVE and their kin: the state of x87 and SSE to and from memory (SDM 1 13).
 
+use super::features::Feature;
 use super::fpu::{IMAGE_WORDS, component, mxcsr};
 use super::mem::Bus;
 use super::op::{Mem, Op, Source, Target};
@@ -176,7 +177,7 @@ pub(super) fn xgetbv(cpu: &mut Cpu, _: &mut Bus, _: &Op) -> Step {
     }
     let value = match cpu.get(RCX) {
         XCR0 => cpu.fpu.xcr0,
-        XINUSE => {
+        XINUSE if cpu.features.has(Feature::XinUse) => {
             let mxcsr = if cpu.fpu.mxcsr != mxcsr::RESET { component::SSE } else { 0 };
             cpu.fpu.xcr0 & (cpu.fpu.in_use() | mxcsr)
         }

@@ -17,7 +17,11 @@ pub(super) const LAST_PORT: u16 = 0x1234;
 pub(in crate::kernel) struct Scripted {
     scripts: BTreeMap<u32, Vec<Exit>>,
     completions: Completions,
+    fpus: Fpus,
 }
+
+/// The x87 and SSE registers of the vCPUs that were made.
+pub(super) type Fpus = Arc<std::sync::Mutex<BTreeMap<u32, FpuState>>>;
 
 /// How the kernel answered the exits.
 pub(super) type Completions = Arc<std::sync::Mutex<Vec<Completion>>>;
@@ -30,6 +34,11 @@ impl Scripted {
     /// Where the answers to the exits will be.
     pub(super) fn completions(&self) -> Completions {
         Arc::clone(&self.completions)
+    }
+
+    /// Where the x87 and SSE registers are.
+    pub(super) fn fpus(&self) -> Fpus {
+        Arc::clone(&self.fpus)
     }
 
     /// Appends to a vCPU's script.
@@ -64,13 +73,15 @@ impl Engine for Scripted {
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
         let completions = Arc::clone(&self.completions);
-        Ok(Arc::new(ScriptedVm { scripts: Mutex::new(self.scripts.clone()), completions }))
+        let fpus = Arc::clone(&self.fpus);
+        Ok(Arc::new(ScriptedVm { scripts: Mutex::new(self.scripts.clone()), completions, fpus }))
     }
 }
 
 struct ScriptedVm {
     scripts: Mutex<BTreeMap<u32, Vec<Exit>>>,
     completions: Completions,
+    fpus: Fpus,
 }
 
 impl EngineVm for ScriptedVm {
@@ -85,13 +96,17 @@ impl EngineVm for ScriptedVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn EngineVcpu>, EngineError> {
         let script = self.scripts.lock().remove(&id).unwrap_or_default().into();
         let completions = Arc::clone(&self.completions);
-        Ok(Box::new(ScriptedVcpu { script, completions, regs: BTreeMap::new(), descs: BTreeMap::new() }))
+        let fpus = Arc::clone(&self.fpus);
+        fpus.lock().expect("one thread").insert(id, FpuState { image: [0; 512], xcr0: 1 });
+        Ok(Box::new(ScriptedVcpu { id, script, completions, fpus, regs: BTreeMap::new(), descs: BTreeMap::new() }))
     }
 }
 
 struct ScriptedVcpu {
+    id: u32,
     script: VecDeque<Exit>,
     completions: Completions,
+    fpus: Fpus,
     regs: BTreeMap<Reg, u64>,
     descs: BTreeMap<Reg, SegDesc>,
 }
@@ -155,10 +170,12 @@ impl EngineVcpu for ScriptedVcpu {
     }
 
     fn fpu(&mut self) -> FpuState {
-        FpuState { image: [0; 512], xcr0: 1 }
+        self.fpus.lock().expect("one thread")[&self.id]
     }
 
-    fn set_fpu(&mut self, _state: &FpuState) {}
+    fn set_fpu(&mut self, state: &FpuState) {
+        self.fpus.lock().expect("one thread").insert(self.id, *state);
+    }
 
     fn take_unimplemented(&mut self) -> Vec<Unimplemented> {
         Vec::new()

@@ -3,7 +3,7 @@
 use super::scripted::icr;
 use super::*;
 use crate::abi::snapshot::{op, req};
-use crate::engine::Reg;
+use crate::engine::{FpuState, Reg};
 use crate::history::{SnapshotAbi, VcpuAllocation};
 use crate::host::End;
 
@@ -105,6 +105,34 @@ fn what_was_saved_goes_on_in_another_vm() {
                 assert_eq!(exit.payload::<ExitSpinupAp>().vcpu, named);
             }
         });
+    }
+}
+
+/// STRUCT_VM holds `guest_xcr0`; no structure holds `guestfpu`.
+#[test]
+fn of_the_floating_point_state_xcr0_alone_is_saved() {
+    for version in with_snapshots() {
+        let images = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let inside = Arc::clone(&images);
+        let before = Scripted::new();
+        let fpus = before.fpus();
+        on(&version, before, move |_, vmm| {
+            vmm.start(0);
+            vmm.run(0).expect("VM_RUN");
+            fpus.lock().expect("one thread").insert(0, FpuState { image: [7; 512], xcr0: 3 });
+            let saved = req::KERNEL_STRUCTURES.map(|structure| (structure, save(vmm, structure).expect("saved")));
+            inside.lock().expect("one thread").extend(saved);
+        });
+        let after = Scripted::new();
+        let fpus = after.fpus();
+        on(&version, after, move |_, vmm| {
+            vmm.start(0);
+            for (structure, image) in images.lock().expect("one thread").iter() {
+                assert_eq!(restore(vmm, *structure, image), Ok(()), "structure {structure}");
+            }
+        });
+        let restored = fpus.lock().expect("one thread")[&0];
+        assert_eq!(restored, FpuState { image: [0; 512], xcr0: 3 }, "{}", version.name);
     }
 }
 

@@ -234,7 +234,7 @@ fn xsetbv_and_xgetbv() {
         a.cpuid().unwrap();
         a.hlt().unwrap();
     });
-    bench.cpu.set_cpuid(&[CpuidEntry { leaf: 1, subleaf: None, regs: [0, 0, 1 << 26, 0] }]);
+    bench.announce(&[CpuidEntry { leaf: 1, subleaf: None, regs: [0, 0, 1 << 26, 0] }]);
     bench.cpu.set_fpu(&state_with(1, 1));
     bench.run_to_hlt();
     assert_eq!((bench.cpu.reg(Reg::Rsi), bench.cpu.reg(Reg::Rdi)), (3, 2), "SSE alone is in use");

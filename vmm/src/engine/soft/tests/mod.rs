@@ -6,6 +6,7 @@ mod code;
 mod debug;
 mod devices;
 mod events;
+mod features;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod forms;
 mod fpu;
@@ -23,10 +24,12 @@ mod sequences;
 mod smp;
 mod system;
 mod table;
+mod tasks;
 mod translations;
+mod virtual8086;
 
 use super::{NS_PER_INSTRUCTION, SoftEngine};
-use crate::engine::{Completion, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
+use crate::engine::{Completion, CpuidEntry, Engine, EngineVcpu, EngineVm, Exit, Reg, SegDesc};
 use crate::memory::{Protection, Segment};
 use iced_x86::code_asm::CodeAssembler;
 use std::sync::Arc;
@@ -148,6 +151,11 @@ impl Bench {
             self.cpu.set_reg(reg, ring + if reg == Reg::Cs { 0x08 } else { 0x10 });
             self.cpu.set_desc(reg, SegDesc { base: 0, limit: u32::MAX, access: access | cpl << 5 });
         }
+    }
+
+    /// Has CPUID announce everything, except that these leaves say what they say.
+    pub(super) fn announce(&mut self, leaves: &[CpuidEntry]) {
+        self.cpu.set_cpuid(&[leaves, &features::all_leaves()].concat());
     }
 
     /// Runs for at most `instructions`.

@@ -81,7 +81,7 @@ fn error_codes_say_what_went_wrong() {
     for (cpl, entry, code, expected) in cases {
         let mut bench = bench(cpl, entry, code);
         // 40 bits of physical address.
-        bench.cpu.set_cpuid(&[CpuidEntry { leaf: 0x8000_0008, subleaf: None, regs: [0x3028, 0, 0, 0] }]);
+        bench.announce(&[CpuidEntry { leaf: 0x8000_0008, subleaf: None, regs: [0x3028, 0, 0, 0] }]);
         assert_eq!(fault(&mut bench), expected, "CPL {cpl}, entry {entry:#x}");
     }
 }
@@ -213,7 +213,7 @@ fn non_canonical_addresses() {
 fn page_tables_without_memory_read_as_ones() {
     let mut bench = bench(0, 0, load);
     bench.write64(DIRECTORY, 0x8000_0000 | P | W);
-    bench.cpu.set_cpuid(&[CpuidEntry { leaf: 0x8000_0008, subleaf: None, regs: [0x3028, 0, 0, 0] }]);
+    bench.announce(&[CpuidEntry { leaf: 0x8000_0008, subleaf: None, regs: [0x3028, 0, 0, 0] }]);
     assert_eq!(fault(&mut bench), 9, "reserved bits are set");
 }
 
@@ -294,6 +294,101 @@ fn pae_paging() {
     assert_eq!(bench.read64(TABLE), 0x5_0000 | P | W | A | D);
     assert_eq!(bench.read64(PML4 + 8), DIRECTORY | P, "directory pointers have no accessed bit");
     assert_eq!(bench.cpu.translate(LINEAR + 0x20_1234), Some(0x40_1234));
+}
+
+/// PAE paging as in `pae_paging`, with a second table of directory pointers at `OTHER`, whose entry 2 is `other`.
+fn with_pdptes(other: u64, build: impl FnOnce(&mut CodeAssembler)) -> Bench {
+    let setup = |bench: &Bench| {
+        for table in [PML4, OTHER] {
+            bench.write64(table, 0x2001);
+            bench.write64(table + 8, DIRECTORY | P);
+        }
+        bench.write64(OTHER + 16, other);
+        bench.write64(0x2000, PS | P | W);
+        bench.write64(DIRECTORY, TABLE | P | W);
+        bench.write64(TABLE, 0x5_0000 | P | W);
+    };
+    paged(0x20, setup, build)
+}
+
+const OTHER: u64 = 0x6020;
+const PDPTES: [Reg; 4] = [Reg::Pdpte0, Reg::Pdpte1, Reg::Pdpte2, Reg::Pdpte3];
+
+#[test]
+fn directory_pointers_are_loaded_with_control_registers_only() {
+    for reload in [
+        (|a: &mut CodeAssembler| {
+            a.mov(eax, cr3).unwrap();
+            a.mov(cr3, eax).unwrap();
+        }) as Build,
+        |a| {
+            a.mov(eax, cr4).unwrap();
+            a.or(eax, 0x80).unwrap();
+            a.mov(cr4, eax).unwrap();
+        },
+        |a| {
+            a.mov(eax, cr0).unwrap();
+            a.or(eax, 0x4000_0000).unwrap();
+            a.mov(cr0, eax).unwrap();
+        },
+    ] {
+        let mut bench = with_pdptes(0, |a| {
+            a.mov(dword_ptr(PML4 + 8), 0).unwrap();
+            a.invlpg(byte_ptr(edi)).unwrap();
+            a.mov(ebx, dword_ptr(edi)).unwrap();
+            a.hlt().unwrap();
+            reload(a);
+            a.hlt().unwrap();
+        });
+        bench.write(0x5_0010, &[4, 3, 2, 1]);
+        bench.run_to_hlt();
+        assert_eq!(bench.cpu.reg(Reg::Rbx), 0x0102_0304, "the entry in the register counts");
+        assert_eq!(PDPTES.map(|reg| bench.cpu.reg(reg)), [0x2001, DIRECTORY | P, 0, 0]);
+        bench.run_to_hlt();
+        assert_eq!(bench.cpu.reg(Reg::Pdpte1), 0);
+        assert_eq!(bench.cpu.translate(LINEAR), None);
+    }
+}
+
+#[test]
+fn directory_pointers_with_reserved_bits_are_refused() {
+    let load = |a: &mut CodeAssembler| {
+        a.mov(eax, OTHER as u32).unwrap();
+        a.mov(cr3, eax).unwrap();
+        a.hlt().unwrap();
+    };
+    for (entry, good) in [
+        (P, true),
+        (P | 0x18, true),
+        (0x1E6, true),
+        (P | W, false),
+        (P | U, false),
+        (P | A, false),
+        (P | 0x100, false),
+        (P | NX, false),
+        (P | 1 << 52, false),
+    ] {
+        let mut bench = with_pdptes(entry, load);
+        // Without an IDT, #GP ends in a triple fault.
+        let exit = bench.run(10);
+        assert_eq!(exit, if good { Exit::Hlt } else { Exit::Shutdown }, "entry {entry:#x}");
+        let (table, third) = if good { (OTHER, entry) } else { (PML4, 0) };
+        assert_eq!((bench.cpu.reg(Reg::Cr3), bench.cpu.reg(Reg::Pdpte2)), (table, third), "entry {entry:#x}");
+    }
+}
+
+#[test]
+fn directory_pointers_can_be_set() {
+    let mut bench = with_pdptes(0, |a| {
+        a.mov(ebx, dword_ptr(0xC000_0010_u32)).unwrap();
+        a.hlt().unwrap();
+    });
+    bench.write(0x5_0010, &[4, 3, 2, 1]);
+    bench.cpu.set_reg(Reg::Pdpte3, DIRECTORY | P);
+    assert_eq!(bench.cpu.translate(0xC000_0000), Some(0x5_0000));
+    assert_eq!(bench.cpu.reg(Reg::Pdpte0), 0x2001, "the others are those that CR3 points to");
+    bench.run_to_hlt();
+    assert_eq!(bench.cpu.reg(Reg::Rbx), 0x0102_0304);
 }
 
 #[test]

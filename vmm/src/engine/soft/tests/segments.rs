@@ -244,12 +244,6 @@ fn far_calls_that_are_refused() {
         });
         assert_eq!(fault(&mut bench), expected, "selector {selector:#x}");
     }
-    let mut bench = bench(0, |a| {
-        a.db(&[0x9A, 0, 0, 0, 0, 0x28, 0]).unwrap(); // a TSS
-    });
-    assert_eq!(fault(&mut bench).0, 6);
-    let recorded = bench.cpu.take_unimplemented();
-    assert_eq!((recorded[0].what.as_str(), recorded[0].rip), ("task switch", CODE));
 }
 
 #[test]

@@ -141,7 +141,7 @@ fn speculation_is_controlled_if_cpuid_says_so() {
         [(0x48, 1, true), (0x48, 4, false), (0x49, 1, true), (0x49, 2, false), (0x10A, 0, false)]
     {
         let mut bench = bench(0, write(index, value));
-        bench.cpu.set_cpuid(&[CpuidEntry { leaf: 7, subleaf: Some(0), regs: [0, 0, 0, ANNOUNCED] }]);
+        bench.announce(&[CpuidEntry { leaf: 7, subleaf: Some(0), regs: [0, 0, 0, ANNOUNCED] }]);
         bench.run_to_hlt();
         let in_code = (CODE..CODE + 0x100).contains(&bench.cpu.reg(Reg::Rip));
         assert_eq!(in_code, good, "MSR {index:#x} = {value:#x}");
@@ -151,8 +151,9 @@ fn speculation_is_controlled_if_cpuid_says_so() {
         a.rdmsr().unwrap();
         a.hlt().unwrap();
     });
+    bench.announce(&[CpuidEntry { leaf: 7, subleaf: Some(0), regs: [0; 4] }]);
     assert_eq!(bench.run(100), Exit::RdMsr { index: 0x10A }, "not announced: it is not the engine's");
-    bench.cpu.set_cpuid(&[CpuidEntry { leaf: 7, subleaf: Some(0), regs: [0, 0, 0, ANNOUNCED] }]);
+    bench.announce(&[CpuidEntry { leaf: 7, subleaf: Some(0), regs: [0, 0, 0, ANNOUNCED] }]);
     bench.cpu.set_reg(Reg::Rip, CODE);
     bench.run_to_hlt();
     assert_eq!(bench.cpu.reg(Reg::Rax) & 0x21, 0x21, "RDCL_NO and MDS_NO");
@@ -172,7 +173,7 @@ fn cpuid_answers_from_the_table() {
         a.cpuid().unwrap();
         a.hlt().unwrap();
     });
-    bench.cpu.set_cpuid(&[
+    bench.announce(&[
         CpuidEntry { leaf: 1, subleaf: None, regs: [0x663, 2, 3, 4] },
         CpuidEntry { leaf: 4, subleaf: Some(0), regs: [10, 11, 12, 13] },
         CpuidEntry { leaf: 4, subleaf: Some(1), regs: [20, 21, 22, 23] },

@@ -2,9 +2,11 @@
 //! announces, and written down in `docs/processor.md`.
 
 use crate::engine::soft::decode;
+use crate::engine::soft::features::{Announced, Feature, needed};
 use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::LazyLock;
 
 /// The document that the table stands in.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/processor.md");
@@ -12,7 +14,12 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/processor.m
 const UPDATE: &str = "SPINUP_UPDATE_DOCS";
 
 /// An encoding of every form without a VEX, EVEX or XOP prefix that some mode has.
-fn forms() -> BTreeMap<Code, Instruction> {
+pub(super) fn forms() -> &'static BTreeMap<Code, Instruction> {
+    static FORMS: LazyLock<BTreeMap<Code, Instruction>> = LazyLock::new(search);
+    &FORMS
+}
+
+fn search() -> BTreeMap<Code, Instruction> {
     let prefixes: [&[u8]; 6] = [&[], &[0x66], &[0xF3], &[0xF2], &[0x67], &[0x66, 0xF2]];
     let maps: [&[u8]; 4] = [&[], &[0x0F], &[0x0F, 0x38], &[0x0F, 0x3A]];
     let mut forms = BTreeMap::new();
@@ -79,9 +86,23 @@ fn table(groups: &BTreeMap<String, Group>) -> String {
     text
 }
 
+/// The features that CPUID turns on and off, and how many forms each does.
+fn switches(forms: &BTreeMap<Code, Instruction>) -> String {
+    let mut text = "| feature | CPUID | forms |\n|---|---|---|\n".to_owned();
+    for &feature in Feature::ALL {
+        let Announced { leaf, subleaf, register, bit } = feature.announced();
+        let needs_it = |form: &&Instruction| is_implemented(form) && needed(form).any(|needed| needed == feature);
+        let count = forms.values().filter(needs_it).count();
+        let register = format!("{register:?}").to_uppercase();
+        writeln!(text, "| {feature:?} | {leaf:X}H.{subleaf}:{register}.{bit} | {count} |")
+            .expect("writing to a string");
+    }
+    text
+}
+
 fn document() -> String {
     let forms = forms();
-    let (there, lacking) = (groups(&forms, true), groups(&forms, false));
+    let (there, lacking) = (groups(forms, true), groups(forms, false));
     let count = |groups: &BTreeMap<String, Group>| groups.values().map(|group| group.forms).sum::<usize>();
     format!(
         "# What the software processor executes\n\
@@ -95,6 +116,22 @@ fn document() -> String {
          allows; processors differ there. So they do in the transcendental instructions of x87, which are exact to the last bit but one.\n\
          Of the x87 environment, the opcode and the selectors are not kept, and the data pointer at unmasked exceptions only.\n\
          \n\
+         ## Modes\n\
+         \n\
+         * Real mode, and protected mode of 16 and 32 bits with call, interrupt, trap and task gates and hardware task switches\n\
+         \x20 between task-state segments of both sizes.\n\
+         * Virtual-8086 mode, with CR4.VME (VIF, VIP, the redirection bit map) and CR4.PVI where CPUID offers VME.\n\
+         * 64-bit mode and compatibility mode.\n\
+         * No paging, 32-bit paging with 4-Mbyte pages (PSE-36), PAE paging with its directory pointers in registers, 4-level and\n\
+         \x20 5-level paging with pages of 2 Mbytes and 1 Gbyte; NX, WP, SMEP, SMAP, global pages and PCIDs.\n\
+         * There is no system-management mode: RSM raises #UD. MWAIT waits no longer than PAUSE.\n\
+         \n\
+         ## Features that CPUID turns on and off\n\
+         \n\
+         What the table of a vCPU does not announce it does not have: instructions raise #UD, recorded as an event that says so, and\n\
+         bits of CR4, IA32_EFER and page-table entries are reserved. TZCNT and LZCNT become BSF and BSR; hints do nothing.\n\
+         \n\
+         {}\n\
          ## Implemented: {}\n\
          \n\
          {}\n\
@@ -104,6 +141,7 @@ fn document() -> String {
          announces none of them.\n\
          \n\
          {}",
+        switches(forms),
         count(&there),
         table(&there),
         count(&lacking),
@@ -161,11 +199,11 @@ fn what_cpuid_announces_is_implemented() {
         F::INTEL486,
     ];
     let lacking: Vec<Code> = forms()
-        .into_iter()
+        .iter()
         .filter(|(code, instruction)| {
             code.cpuid_features().iter().all(|feature| announced.contains(feature)) && !is_implemented(instruction)
         })
-        .map(|(code, _)| code)
+        .map(|(&code, _)| code)
         .collect();
     assert_eq!(lacking, []);
 }

@@ -32,7 +32,7 @@ fn bench(control: u64, rights: u64, build: impl FnOnce(&mut CodeAssembler)) -> B
         bench.write(page + 0x100, &[0xB8, i as u8, 0, 0, 0, 0xC3]); // mov eax, i; ret
     }
     // PCID, and INVPCID.
-    bench.cpu.set_cpuid(&[CpuidEntry { leaf: 1, subleaf: None, regs: [0, 0, 1 << 17, 0] }]);
+    bench.announce(&[CpuidEntry { leaf: 1, subleaf: None, regs: [0, 0, 1 << 17, u32::MAX] }]);
     bench.cpu.set_reg(Reg::Cr4, control);
     bench.load(64, CODE, build);
     bench.cpu.set_reg(Reg::Rsp, 0x8000);
