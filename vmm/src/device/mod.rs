@@ -18,6 +18,7 @@
 //! ```
 
 mod clock;
+pub mod invariants;
 pub mod message;
 pub mod vatpic;
 pub mod vatpit;
