@@ -16,6 +16,7 @@ mod pci_device;
 pub use console::Console;
 pub use name::FrontendNameError;
 pub use option::FrontendOption;
+pub use pc::invariants;
 pub use pci_device::{DeviceKind, Disk, PciDevice, SECTOR_SIZE, Transport};
 
 use bhyve::Personality;

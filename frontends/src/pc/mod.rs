@@ -7,6 +7,7 @@
 //! fwctl, the VM generation counter with its GPE block, SMBIOS.
 
 pub(crate) mod acpi;
+pub mod invariants;
 mod kbdc;
 pub(crate) mod mptable;
 pub(crate) mod pci;
