@@ -6,7 +6,6 @@
 
 mod bhyve;
 mod console;
-pub mod exercise;
 mod extras;
 mod libvmmapi;
 pub mod loader;
@@ -19,6 +18,7 @@ pub use console::{Console, Keyboard, Stream};
 pub use extras::{Chipset, Extras, FwCfgFile, FwCfgKernel, IsaDevice, IsaDevices, MAX_RERUNS};
 pub use name::FrontendNameError;
 pub use option::FrontendOption;
+pub use pc::{equipped, invariants};
 pub use pci_device::{DeviceKind, Disk, PciDevice, SECTOR_SIZE, Transport};
 
 use bhyve::Personality;

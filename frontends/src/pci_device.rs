@@ -94,6 +94,9 @@ pub const SECTOR_SIZE: u64 = 512;
 /// What the overlay of a snapshot keeps at once, in bytes.
 const PAGE: u64 = 4096;
 
+/// Pages by their number.
+type Overlay = Mutex<BTreeMap<u64, Box<[u8]>>>;
+
 /// A disk: a raw file that is never written, and what the guest wrote, which goes with the last clone.
 ///
 /// Clones are the same disk: a VM that begins anew in the same process finds what it wrote.
@@ -103,7 +106,7 @@ pub struct Disk {
     sectors: u64,
     id: String,
     /// Pages that the guest has written; `None` where it must not.
-    overlay: Option<Arc<Mutex<BTreeMap<u64, Box<[u8]>>>>>,
+    overlay: Option<Arc<Overlay>>,
 }
 
 impl fmt::Debug for Disk {

@@ -4,7 +4,6 @@
 use frontends::loader::{Module, OsImage, Protocol};
 use frontends::{ApicMode, Boot, Chipset, Console, Extras, Frontend, FwCfgFile, IsaDevice, Launch, MAX_RERUNS, Stream};
 use std::sync::Arc;
-use vmm::device::exercise::operations;
 use vmm::engine::soft::SoftEngine;
 use vmm::history::KernelVersion;
 use vmm::host::{End, Host};
@@ -265,43 +264,6 @@ fn every_end_has_its_status() {
         }
     }
     insta::assert_snapshot!(lines.join("\n"));
-}
-
-/// Resident memory of this process, in KiB (proc(5)); `None` where there is no such file.
-fn resident_kib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
-}
-
-/// A guest that accesses whatever there is at random: the cell ends as the guest wants it, and what it took is given back.
-/// `SPINUP_RANDOM_OPERATIONS` says how many accesses; 200,000 otherwise.
-#[test]
-fn random_accesses_harm_nobody() {
-    const CELLS: u64 = 10;
-    let operations = operations(200_000) as u64;
-    // Those two end the machine.
-    let ends = [IsaDevice::DebugExit, IsaDevice::Port92];
-    let isa: Vec<IsaDevice> = IsaDevice::ALL.into_iter().filter(|device| !ends.contains(device)).collect();
-    let run = |seed: u64| {
-        let rom = guests::random_io_rom(seed, operations / CELLS);
-        let launch = machine(1, Boot::Rom(rom.into()), if seed % 2 == 0 { &[] } else { &isa });
-        let frontend = ["bhyve-13.1", "bhyve-13.2", "bhyve-14", "bhyve-15", "illumos-bhyve"][seed as usize % 5];
-        let kernel = ["fbsd-13.1", "fbsd-13.2", "fbsd-14", "fbsd-15", "illumos"][seed as usize % 5];
-        let cell = Cell::run_for(u64::MAX / 2, frontend, kernel, launch);
-        assert!(
-            cell.reported(GuestReport::Done { aps: 0 }),
-            "{frontend}@{kernel}, seed {seed}: {:?}\n{}",
-            cell.end,
-            cell.stderr()
-        );
-        assert!(matches!(cell.end, End::Exit(0 | 1)), "{frontend}@{kernel}, seed {seed}: {:?}", cell.end);
-    };
-    run(1);
-    let before = resident_kib();
-    (1..=CELLS).for_each(run);
-    let (Some(before), Some(after)) = (before, resident_kib()) else { return };
-    assert!(after < before + (32 << 10), "{before} KiB before, {after} KiB after");
-    println!("{operations} accesses: {before} KiB before, {after} KiB after");
 }
 
 /// SeaBIOS, when it is at hand (`spinup guests fetch seabios`): its log on the debug console tells of the CPUs.

@@ -1,80 +1,29 @@
 //! Frontends on real kernels, with the guest that starts its APs as the MP specification says: what an option or a personality
 //! changes there.
 
-use frontends::{ApicMode, Boot, Console, Frontend, Launch};
+mod cell;
+
+use cell::{Cell, Machine};
+use frontends::{ApicMode, Frontend};
 use guests::Guest;
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use vmm::engine::soft::SoftEngine;
 use vmm::history::KernelVersion;
-use vmm::host::{End, Host};
-use vmm::kernel::Kernel;
-use vmm::trace::{Event, GuestReport, Trace};
+use vmm::trace::{Event, GuestReport};
 
 /// Virtual time that a cell may take: more than any guest waits.
 const LIMIT_NS: u64 = 30_000_000_000;
 
-struct Cell {
-    end: End,
-    trace: Trace,
-    stderr: String,
+fn run(frontend: &str, kernel: &str, cpus: u16) -> Cell {
+    run_in(frontend, kernel, ApicMode::Xapic, cpus)
 }
 
-impl Cell {
-    fn run(frontend: &str, kernel: &str, cpus: u16) -> Cell {
-        Cell::run_in(frontend, kernel, ApicMode::Xapic, cpus)
-    }
-
-    fn run_in(frontend: &str, kernel: &str, apic: ApicMode, cpus: u16) -> Cell {
-        let frontend: Frontend = frontend.parse().expect("a frontend");
-        let kernel = KernelVersion::parse(kernel).expect("a kernel");
-        let guest: Guest = "mp-spec".parse().expect("a guest");
-        let host = Host::virtual_time(0, LIMIT_NS);
-        let kernel = Kernel::boot(&host, &kernel, Arc::new(SoftEngine::new()));
-        let launch = Launch::new("guest", cpus, apic, Boot::Rom(guest.rom().into()));
-        let (console, inside) = (Console::new(), host.clone());
-        let printed = console.clone();
-        let finished = host.run("main", move || frontend.main(&inside, &kernel, &launch, &console));
-        Cell { end: finished.end, trace: finished.trace, stderr: printed.stderr().join("\n") }
-    }
-
-    fn aps_online(&self) -> usize {
-        let online: BTreeSet<u32> = (self.trace.records.iter())
-            .filter_map(|record| match record.event {
-                Event::Report(GuestReport::ApOnline { apic_id }) => Some(apic_id),
-                _ => None,
-            })
-            .collect();
-        online.len()
-    }
-
-    fn done(&self) -> bool {
-        self.trace.records.iter().any(|record| matches!(record.event, Event::Report(GuestReport::Done { .. })))
-    }
-
-    /// Whether a CPU ran where nobody had sent it.
-    fn astray(&self) -> bool {
-        self.trace.records.iter().any(|record| matches!(record.event, Event::Report(GuestReport::Stray { .. })))
-    }
-
-    /// In one word, as the harness has it, so far as is needed here.
-    fn outcome(&self) -> String {
-        match &self.end {
-            End::Exit(0 | 1) if self.astray() => "astray".to_owned(),
-            End::Exit(0 | 1) if self.done() => "ok".to_owned(),
-            End::Exit(1) if self.stderr.is_empty() => format!("{} APs", self.aps_online()),
-            End::Exit(status) => format!("exit {status}: {}", self.stderr),
-            End::Abort(message) => format!("abort: {message}"),
-            End::Panic(_) => "panic".to_owned(),
-            other => format!("{other:?}"),
-        }
-    }
+fn run_in(frontend: &str, kernel: &str, apic: ApicMode, cpus: u16) -> Cell {
+    Machine { frontend, kernel, apic, cpus, limit_ns: LIMIT_NS }.run(Guest::MpSpec.rom())
 }
 
 #[track_caller]
 fn assert_outcomes(expected: &[(&str, &str, &str)]) {
     for (frontend, kernel, outcome) in expected {
-        let cell = Cell::run(frontend, kernel, 2);
+        let cell = run(frontend, kernel, 2);
         assert_eq!(cell.outcome(), *outcome, "{frontend}@{kernel}\n{}", cell.stderr);
     }
 }
@@ -85,7 +34,7 @@ fn every_pairing() {
     let mut lines = Vec::new();
     for frontend in Frontend::all() {
         for kernel in KernelVersion::all() {
-            let of = |apic| Cell::run_in(frontend.name(), &kernel.name, apic, 2).outcome();
+            let of = |apic| run_in(frontend.name(), &kernel.name, apic, 2).outcome();
             let (xapic, x2apic) = (of(ApicMode::Xapic), of(ApicMode::X2apic));
             let outcome = if xapic == x2apic { xapic } else { format!("{xapic}; x2APIC {x2apic}") };
             lines.push(format!("{}@{}: {outcome}", frontend.name(), kernel.name));
@@ -102,7 +51,7 @@ fn options_on_kernels() {
         for option in frontend.offered() {
             for kernel in KernelVersion::all() {
                 let name = format!("{}+{option}", frontend.name());
-                let (with, without) = (Cell::run(&name, &kernel.name, 2), Cell::run(frontend.name(), &kernel.name, 2));
+                let (with, without) = (run(&name, &kernel.name, 2), run(frontend.name(), &kernel.name, 2));
                 if with.outcome() != without.outcome() {
                     let (with, without) = (with.outcome(), without.outcome());
                     lines.push(format!("{name}@{}: {with} instead of {without}", kernel.name));
@@ -150,7 +99,7 @@ fn a_monitor_turns_the_page_fault_into_the_off_by_one() {
 #[test]
 fn a_debugger_that_lets_go_starts_aps_at_the_reset_vector() {
     let started_at = |frontend: &str, kernel: &str| {
-        let cell = Cell::run(frontend, kernel, 2);
+        let cell = run(frontend, kernel, 2);
         cell.trace.records.into_iter().find_map(|record| match record.event {
             Event::FirstInstruction { cs, ip } if record.vcpu == Some(1) => Some((cs, ip)),
             _ => None,
@@ -159,7 +108,7 @@ fn a_debugger_that_lets_go_starts_aps_at_the_reset_vector() {
     assert_eq!(started_at("bhyve-13.2", "fbsd-13.2"), Some((0x800, 0)));
     assert_eq!(started_at("bhyve-13.2+gdb", "fbsd-13.2"), Some((0xf000, 0xfff0)), "before its STARTUP");
     assert_eq!(started_at("bhyve-13.1+gdb", "fbsd-13.1"), Some((0x800, 0)), "lazy: there is nobody to let go");
-    assert_eq!(Cell::run("bhyve-13.1+gdb", "fbsd-13.1", 2).outcome(), "ok");
+    assert_eq!(run("bhyve-13.1+gdb", "fbsd-13.1", 2).outcome(), "ok");
 }
 
 /// The new process has a new VM, and the guest goes on in it: nobody boots again.
@@ -171,7 +120,7 @@ fn a_checkpoint_is_restored_into_a_new_vm() {
         ("bhyve-14", "fbsd-14", "sysctl hw.vmm.create"),
         ("bhyve-15", "fbsd-15", "VMMCTL_VM_CREATE"),
     ] {
-        let cell = Cell::run(&format!("{frontend}+restore"), kernel, 4);
+        let cell = run(&format!("{frontend}+restore"), kernel, 4);
         assert_eq!((&*cell.outcome(), &*cell.stderr), ("ok", ""), "{frontend}@{kernel}");
         let count =
             |wanted: &dyn Fn(&Event) -> bool| cell.trace.records.iter().filter(|record| wanted(&record.event)).count();
@@ -208,7 +157,7 @@ fn many_aps_on_the_kernel_of_the_same_time() {
         ("qemu-bhyve", "fbsd-15", 2),
     ] {
         for apic in ApicMode::ALL {
-            let cell = Cell::run_in(frontend, kernel, apic, cpus);
+            let cell = run_in(frontend, kernel, apic, cpus);
             assert_eq!((&*cell.outcome(), cell.aps_online()), ("ok", usize::from(cpus) - 1), "{frontend} {apic}");
         }
     }
@@ -226,9 +175,9 @@ fn without_its_compat_option_a_kernel_does_not_know_an_older_number() {
 #[test]
 fn more_vcpus_than_an_older_cpuset_can_hold() {
     let assertion = "abort: Assertion failed: (CPU_ISSET(vcpu, &active_cpus)), function vm_loop, file bhyverun.c.";
-    assert_eq!(Cell::run("bhyve-13.2", "fbsd-14", 300).outcome(), assertion, "VM_GET_CPUS says ERANGE");
+    assert_eq!(run("bhyve-13.2", "fbsd-14", 300).outcome(), assertion, "VM_GET_CPUS says ERANGE");
     for (frontend, kernel) in [("bhyve-14", "fbsd-14"), ("bhyve-15", "fbsd-15")] {
-        let cell = Cell::run_in(frontend, kernel, ApicMode::X2apic, 1000);
+        let cell = run_in(frontend, kernel, ApicMode::X2apic, 1000);
         let threads = cell.trace.records.iter().filter(|record| matches!(record.event, Event::VcpuActivated)).count();
         assert_eq!((threads, &*cell.stderr), (1000, ""), "{frontend}");
         let found = cell.trace.records.iter().find_map(|record| match record.event {
@@ -252,7 +201,7 @@ fn an_older_kernel_refuses_newer_userspace() {
 #[test]
 fn vcpus_from_256_on_vanish_from_the_mask_that_older_userspace_sees() {
     let told = |frontend| {
-        let cell = Cell::run_in(frontend, "fbsd-14", ApicMode::X2apic, 258);
+        let cell = run_in(frontend, "fbsd-14", ApicMode::X2apic, 258);
         cell.trace.records.iter().any(|record| {
             matches!(&record.event, Event::Exit { name, payload, .. }
                 if name == "IPI" && payload.contains("dmask={} without {256}"))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guests, by the names of their sources in freestanding/guests.
-pub(crate) const GUESTS: [&str; 24] = [
+pub(crate) const GUESTS: [&str; 25] = [
     "mp-spec",
     "linux",
     "linux-parallel",
@@ -28,6 +28,7 @@ pub(crate) const GUESTS: [&str; 24] = [
     "nmi-while-waiting",
     "bar-remap",
     "program",
+    "ending",
     "random-io",
     "triple-fault",
     "spin-forever",

@@ -20,8 +20,11 @@
 //!
 //! Another guest is a file in `freestanding/guests/`, its name in `build/rom.rs`, and its line among the [`Guest`]s.
 
+pub mod ending;
 pub mod os;
+mod parameters;
 pub mod program;
+pub mod random_io;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -124,30 +127,17 @@ guests! {
     /// Carries out a list of operations on APs ([`program`]); INIT and STARTUP to the first AP when its name has none. Reports
     /// which APs run in the end.
     Program = "program", "INIT, STARTUP and others as a list in its name says: program+i1.s1=8 (random ones by `spinup fuzz`)";
-    /// Random accesses to ports, memory-mapped registers, MSRs and the PCI bus: 50,000 from the seed 1, or as [`random_io_rom`] says.
-    /// Asks for no AP.
-    RandomIo = "random-io", "random accesses to ports, memory-mapped registers, MSRs and the PCI bus";
+    /// Starts its APs and ends the machine in the way of its name ([`ending`]); by power-off when its name has none. Reports `DONE`
+    /// before.
+    Ending = "ending", "ends the machine as its name says: ending+off, +cf9, +i8042, +triple-fault, +halt";
+    /// Reads and writes at random on every CPU ([`random_io`]): ports, devices' registers, PCI, MSRs.
+    RandomIo = "random-io", "reads and writes ports, devices, PCI and MSRs at random: random-io+s7.n10000, +s7.n10000.wild";
     /// Ends in a triple fault: #UD with an empty IDT. Reports `BOOT`, starts no AP.
     TripleFault = "triple-fault", "misbehaves: a triple fault on the BSP";
     /// Spins for ever with interrupts off, without an exit. Reports `BOOT`, starts no AP.
     SpinForever = "spin-forever", "misbehaves: the BSP spins for ever with interrupts off";
     /// Jumps to D0000000H, where there is no memory. Reports `BOOT`, starts no AP.
     JumpIntoMmio = "jump-into-mmio", "misbehaves: the BSP jumps to D0000000H, where there is no memory";
-}
-
-/// The boot ROM of [`Guest::RandomIo`] with another seed, and so many operations.
-///
-/// # Panics
-/// Never: a test finds the mark in the ROM.
-#[must_use]
-pub fn random_io_rom(seed: u64, operations: u64) -> Vec<u8> {
-    const MARK: &[u8] = b"spinup: randomio";
-    let mut rom = Guest::RandomIo.rom().to_vec();
-    let mark = rom.windows(MARK.len()).position(|bytes| bytes == MARK).expect("a test finds the mark in the ROM");
-    let settings = &mut rom[mark + MARK.len()..][..16];
-    settings[..8].copy_from_slice(&seed.to_le_bytes());
-    settings[8..].copy_from_slice(&operations.to_le_bytes());
-    rom
 }
 
 /// A module for a Multiboot kernel: a short text, the same bytes in every build.
@@ -195,14 +185,41 @@ impl Kernel {
     }
 }
 
-/// The boot ROM of a guest by its name in cells, which may have a program ([`program::Program`]); `None` when no guest has this
-/// name.
+/// The boot ROM of a guest by its name in cells, which may say more than which guest ([`checked_name`]); `None` when no guest has
+/// this name.
 #[must_use]
 pub fn rom_named(name: &str) -> Option<Cow<'static, [u8]>> {
-    match program::Program::of_guest(name) {
-        Some(program) => program.ok().map(|program| Cow::Owned(program.rom())),
-        None => name.parse().ok().map(|guest: Guest| Cow::Borrowed(guest.rom())),
+    let made = made(name).map(|made| made.ok().map(|made| Cow::Owned(made.rom())));
+    made.unwrap_or_else(|| name.parse().ok().map(|guest: Guest| Cow::Borrowed(guest.rom())))
+}
+
+/// A guest's name that says what it is to do, as it is written ([`program`], [`random_io`], [`ending`]); `None` for a name that says
+/// nothing of the kind.
+///
+/// # Errors
+/// What is wrong with it, in words.
+#[must_use]
+pub fn checked_name(name: &str) -> Option<Result<String, String>> {
+    made(name).map(|made| made.map(|made| made.name()))
+}
+
+/// What a guest's name with a suffix stands for.
+trait Made {
+    fn name(&self) -> String;
+    fn rom(&self) -> Vec<u8>;
+}
+
+fn made(name: &str) -> Option<Result<Box<dyn Made>, String>> {
+    fn boxed<M: Made + 'static>(parsed: Result<M, impl fmt::Display>) -> Result<Box<dyn Made>, String> {
+        parsed.map(|made| Box::new(made) as Box<dyn Made>).map_err(|error| error.to_string())
     }
+    if let Some(program) = program::Program::of_guest(name) {
+        return Some(boxed(program));
+    }
+    if let Some(random_io) = random_io::RandomIo::of_guest(name) {
+        return Some(boxed(random_io));
+    }
+    ending::Way::of_guest(name).map(boxed)
 }
 
 impl fmt::Display for Guest {

@@ -169,6 +169,16 @@ impl Program {
     }
 }
 
+impl crate::Made for Program {
+    fn name(&self) -> String {
+        self.guest()
+    }
+
+    fn rom(&self) -> Vec<u8> {
+        Program::rom(self)
+    }
+}
+
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words: Vec<String> = self.0.iter().map(Operation::to_string).collect();

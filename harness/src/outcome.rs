@@ -184,7 +184,7 @@ impl<'de> Deserialize<'de> for Outcome {
 /// What the guest said about itself, gathered from a trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    booted: bool,
+    boots: usize,
     cpus_found: Option<u32>,
     aps_asked: Option<u32>,
     aps_online: BTreeSet<u32>,
@@ -211,7 +211,7 @@ impl Observed {
         for record in &trace.records {
             match &record.event {
                 Event::Report(report) => match *report {
-                    GuestReport::Boot { .. } => seen.booted = true,
+                    GuestReport::Boot { .. } => seen.boots += 1,
                     GuestReport::CpusFound { cpus, .. } => seen.cpus_found = Some(cpus),
                     GuestReport::ApOnline { apic_id } => {
                         seen.aps_online.insert(apic_id);
@@ -326,10 +326,12 @@ impl Observed {
     /// What to say when neither a power-off nor the frontend ended the cell. After a power-off it is the frontend that
     /// failed, however well the guest did.
     fn never_ended(&self, cpus: u16, why_over: &str) -> Outcome {
-        if self.powered_off() {
-            self.came_to_nothing(cpus, &format!("the guest powered itself off, but {why_over}"))
-        } else {
-            self.came_to_nothing(cpus, why_over)
+        match self.boots {
+            _ if self.powered_off() => {
+                self.came_to_nothing(cpus, &format!("the guest powered itself off, but {why_over}"))
+            }
+            0 | 1 => self.came_to_nothing(cpus, why_over),
+            boots => self.came_to_nothing(cpus, &format!("{why_over} after {} reboots", boots - 1)),
         }
     }
 
@@ -341,10 +343,10 @@ impl Observed {
         let kind = if self.aps_online.is_empty() && !judged { OutcomeKind::Hang } else { OutcomeKind::Partial };
         let mut detail = match complaint {
             Some(complaint) => format!("{complaint}: {aps}"),
-            None if !self.booted && self.last_milestone.is_none() => {
+            None if self.boots == 0 && self.last_milestone.is_none() => {
                 format!("{why_over} before the guest said a word")
             }
-            None if !self.booted => {
+            None if self.boots == 0 => {
                 let milestone = self.last_milestone.as_deref().unwrap_or_default();
                 format!("{why_over} after the milestone `{milestone}`: {aps}")
             }

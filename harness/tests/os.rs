@@ -365,6 +365,245 @@ fn milestones(run: &CellRun) -> Vec<String> {
 }
 
 fn seabios(cpus: u16) -> Result<(), Failed> {
+    let run_on = |pairing: &str| run(matrix(""), &format!("{pairing}/seabios/xapic-{cpus}/soft"), 0);
+    let run = run_on("bhyve-13.2@fbsd-13.2")?;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+    expect(run.result.aps_started == u32::from(cpus) - 1, "not every AP ran", &run)?;
+    let log = String::from_utf8_lossy(&run.debug).into_owned();
+    let counted = format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)");
+    expect(log.contains(&counted), &format!("{counted:?} is not in\n{log}"), &run)?;
+    expect(milestones(&run) == ["firmware", "smp", "menu-key", "menu"], "other milestones", &run)?;
+    expect(console(&run).contains("Select boot device"), "the menu is not on the serial console", &run)?;
+    // 13.1 leaves INIT by a shorthand to userspace, as an error of VM_RUN: so does the bare-metal sender `broadcast` end there.
+    let run = run_on("bhyve-13.1@fbsd-13.1")?;
+    expect(run.result.outcome.kind == OutcomeKind::Exit(1), "the broadcast was taken", &run)
+}
+
+/// A pairing that loses INITs: Linux waits for 10 s, and then goes on with one CPU.
+fn an_ap_is_missing() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.1@main-7c326ab5/linux-os/xapic-2/soft", 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Hang, "not a hang", &run)?;
+    expect(!run.result.verdict.is_red(), "not as expected", &run)?;
+    let console = console(&run);
+    expect(console.contains("smp: Brought up 1 node, 1 CPU"), "the kernel did not go on", &run)?;
+    expect(console.contains("cpu 1 is missing"), "the init did not miss it", &run)
+}
+
+fn the_same_twice() -> Result<(), Failed> {
+    const CELL: &str = "bhyve-13.2@fbsd-13.2/linux-os/xapic-4/soft";
+    let [one, two] = [run(matrix(""), CELL, 7)?, run(matrix(""), CELL, 7)?];
+    all_up(&one)?;
+    expect(one.serial == two.serial, "the second boot log differs", &two)?;
+    let [one_hash, two_hash] = [&one, &two].map(|run| run.trace.as_ref().map(|trace| trace.sha256()));
+    expect(one_hash == two_hash, "the second trace differs", &two)?;
+    expect(one.result.instructions == two.result.instructions, "the second executed other instructions", &two)
+}
+
+/// The same guest with another kernel file and protocol.
+fn by_protocol(kernel: &str, protocol: &str) -> Result<(), Failed> {
+    let guest = format!(
+        r#"
+[[guest]]
+name = "linux-entered"
+about = "entered by another protocol"
+kernel = "{kernel}"
+initrd = "spinup"
+protocol = "{protocol}"
+cmdline = "console=ttyS0 panic=-1 cryptomgr.notests"
+memory_mib = 256
+limits = {{ soft = {{ base_ms = 30000, per_cpu_ms = 2000 }}, kvm = {{ base_ms = 60000, per_cpu_ms = 5000 }} }}
+milestones = [
+    {{ name = "kernel", line = "Linux version " }},
+    {{ name = "acpi", line = "ACPI: Early table checksum" }},
+    {{ name = "smp-start", line = "smp: Bringing up secondary CPUs" }},
+    {{ name = "smp-done", line = "smp: Brought up" }},
+    {{ name = "init", line = "Run /init as init process" }},
+    {{ name = "power-off", line = "reboot: Power down" }},
+]
+"#
+    );
+    all_up(&run(matrix(&guest), "bhyve-13.2@fbsd-13.2/linux-entered/xapic-2/soft", 0)?)
+}
+
+/// The program inside the bzImage, taken out as its own stub does.
+fn decompressed(protocol: &str) -> Result<(), Failed> {
+    let bzimage = Package::Linux.cached(&cache_directory()).map_err(|missing| missing.to_string())?.bytes;
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(&payload(&bzimage)?)?;
+    by_protocol(&file.path().display().to_string(), protocol)
+}
+
+/// The payload of a bzImage in LZ4's legacy format: a magic number, then blocks of at most 8 MiB with their length before
+/// each; the kernel's build appends the length of the whole.
+fn payload(bzimage: &[u8]) -> Result<Vec<u8>, Failed> {
+    const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
+    const BLOCK: usize = 8 << 20;
+    let word = |at: usize| u32::from_le_bytes(bzimage[at..at + 4].try_into().expect("4 bytes")) as usize;
+    // payload_offset and payload_length of the setup header count from the protected-mode kernel.
+    let (offset, len) = (word(0x248), word(0x24c));
+    let begin = (usize::from(bzimage[0x1f1]) + 1) * 512 + offset;
+    let blocks =
+        bzimage[begin..begin + len - 4].strip_prefix(&MAGIC).ok_or("the payload is not in LZ4's legacy format")?;
+    let (mut rest, mut program) = (blocks, Vec::with_capacity(word(begin + len - 4)));
+    while let Some((head, tail)) = rest.split_first_chunk() {
+        let (block, after) = tail.split_at(u32::from_le_bytes(*head) as usize);
+        program.extend(lz4_flex::block::decompress(block, BLOCK).map_err(|error| error.to_string())?);
+        rest = after;
+    }
+    Ok(program)
+}
+
+fn busybox() -> Result<(), Failed> {
+    let run = run(matrix(""), "bhyve-13.2@fbsd-13.2/linux-busybox/xapic-2/soft", 0)?;
+    all_up(&run)?;
+    let console = console(&run);
+    expect(console.contains("busybox: 2 CPUs online"), "busybox did not count", &run)?;
+    for cpu in 0..2 {
+        expect(console.contains(&format!("busybox: cpu {cpu} counted to 500")), "a CPU did not count", &run)?;
+    }
+    Ok(())
+}
+
+/// A disk whose contents nobody could guess, of so many bytes.
+fn disk_image(bytes: usize, seed: u32) -> Result<tempfile::NamedTempFile, Failed> {
+    let mut state = seed;
+    let contents: Vec<u8> = (0..bytes)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect();
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(&contents)?;
+    Ok(file)
+}
+
+/// CRC-32 as in gzip, bit by bit: not the way of the init, which has a table.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| if crc & 1 != 0 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
+}
+
+/// Linux with two disks, a console, entropy and a network.
+fn guest_with_devices(disks: [&tempfile::NamedTempFile; 2], transport: &str) -> String {
+    let [one, two] = disks.map(|disk| disk.path().display().to_string());
+    format!(
+        r#"
+[[guest]]
+name = "linux-devices"
+about = "Linux with a device of each kind"
+kernel = "linux"
+initrd = "spinup-virtio"
+cmdline = "console=ttyS0 panic=-1 cryptomgr.notests"
+memory_mib = 256
+limits = {{ soft = {{ base_ms = 60000, per_cpu_ms = 2000 }}, kvm = {{ base_ms = 60000, per_cpu_ms = 5000 }} }}
+devices = [
+    {{ kind = "virtio-blk", file = "{one}", transport = "{transport}" }},
+    {{ kind = "virtio-blk", file = "{two}", mode = "snapshot", transport = "{transport}" }},
+    {{ kind = "virtio-net", slot = 10, transport = "{transport}" }},
+    {{ kind = "virtio-console", transport = "{transport}" }},
+    {{ kind = "virtio-rnd", transport = "{transport}" }},
+]
+"#
+    )
+}
+
+/// How the frontend's process ended.
+fn exit_status(run: &CellRun) -> Option<i32> {
+    let records = &run.trace.as_ref()?.trace.records;
+    records.iter().rev().find_map(|record| match record.event {
+        Event::ProcessExit { status } => Some(status),
+        _ => None,
+    })
+}
+
+/// Runs Linux with devices, checks that each works, and returns what it says of them.
+fn devices_on(pairing: &str, transport: &str, power_off: i32) -> Result<Vec<String>, Failed> {
+    let images = [disk_image(300 << 10, 1)?, disk_image(64 << 10, 2)?];
+    let guest = guest_with_devices([&images[0], &images[1]], transport);
+    let run = run(matrix(&guest), &format!("{pairing}/linux-devices/xapic-2/soft"), 3)?;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+    expect(exit_status(&run) == Some(power_off), &format!("{:?} after power-off", exit_status(&run)), &run)?;
+    let console = console(&run);
+    for (name, image) in ["vda", "vdb"].into_iter().zip(&images) {
+        let contents = std::fs::read(image.path())?;
+        let line = format!("{name}: {} bytes, CRC-32 {:08x}", contents.len(), crc32(&contents));
+        expect(console.contains(&line), &line, &run)?;
+    }
+    expect(console.contains("eth0: 10.0.2.2 answers"), "no answer to the ping", &run)?;
+    expect(console.contains("hwrng: "), "no entropy", &run)?;
+    let said = String::from_utf8_lossy(&run.virtio_console).into_owned();
+    expect(said.trim_end() == "spinup-init: hello by virtio", &format!("hvc0 got {said:?}"), &run)?;
+    let of_devices = |line: &&str| ["pci ", "vda: ", "vdb: ", "hwrng: "].iter().any(|word| line.starts_with(word));
+    Ok(console.lines().filter(of_devices).map(str::to_owned).collect())
+}
+
+/// The same devices with the same contents, whoever makes the machine; and each frontend's own status.
+fn devices_everywhere() -> Result<(), Failed> {
+    let first = devices_on("bhyve-13.2@fbsd-13.2", "legacy", 1)?;
+    let listed: Vec<&str> = first.iter().map(String::as_str).filter(|line| line.starts_with("pci ")).collect();
+    let expected = [
+        "pci 0000:00:00.0 1275:1275 class 060000 driver none",
+        "pci 0000:00:01.0 1af4:1001 class 010000 driver virtio-pci",
+        "pci 0000:00:02.0 1af4:1001 class 010000 driver virtio-pci",
+        "pci 0000:00:03.0 1af4:1003 class 078000 driver virtio-pci",
+        "pci 0000:00:04.0 1af4:1005 class 100000 driver virtio-pci",
+        "pci 0000:00:0a.0 1af4:1000 class 020000 driver virtio-pci",
+        "pci 0000:00:1f.0 8086:7000 class 060100 driver none",
+    ];
+    if listed != expected {
+        return Err(format!("the devices are {listed:#?}").into());
+    }
+    for (pairing, power_off) in
+        [("bhyve-13.1@fbsd-13.1", 1), ("bhyve-15@fbsd-15", 1), ("illumos-bhyve@illumos", 1), ("propolis@illumos", 0)]
+    {
+        let found = devices_on(pairing, "legacy", power_off)?;
+        if found != first {
+            return Err(format!("{pairing} has {found:#?}, and bhyve-13.2 has {first:#?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn devices_by(transport: &str) -> Result<(), Failed> {
+    devices_on("bhyve-13.2@fbsd-13.2", transport, 1).map(drop)
+}
+
+/// The reset register ends bhyve with 0, and the guest does not run again.
+fn restart() -> Result<(), Failed> {
+    let guest = r#"
+[[guest]]
+name = "linux-restarts"
+about = "Linux that restarts the machine at its end"
+kernel = "linux"
+initrd = "spinup"
+cmdline = "console=ttyS0 panic=-1 cryptomgr.notests spinup-restart"
+memory_mib = 256
+limits = { soft = { base_ms = 30000, per_cpu_ms = 2000 }, kvm = { base_ms = 60000, per_cpu_ms = 5000 } }
+"#;
+    let run = run(matrix(guest), "bhyve-13.2@fbsd-13.2/linux-restarts/xapic-2/soft", 0)?;
+    expect(exit_status(&run) == Some(0), &format!("the status is {:?}", exit_status(&run)), &run)?;
+    let console = console(&run);
+    expect(console.contains("reboot: Restarting system"), "it did not restart", &run)?;
+    expect(console.contains("spinup-init: done"), "its CPUs were not up", &run)?;
+    expect(console.matches("Linux version ").count() == 1, "it ran again", &run)
+}
+
+/// The milestones that a cell came to, each once.
+fn milestones(run: &CellRun) -> Vec<String> {
+    let trace = &run.trace.as_ref().expect("the cell ran").trace;
+    let mut names: Vec<String> = Vec::new();
+    for record in &trace.records {
+        if let Event::Milestone { name, .. } = &record.event
+            && !names.contains(name)
+        {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn seabios(cpus: u16) -> Result<(), Failed> {
     for frontend_and_kernel in ["bhyve-13.2@fbsd-13.2", "bhyve-13.1@fbsd-13.1"] {
         let run = run(matrix(""), &format!("{frontend_and_kernel}/seabios/xapic-{cpus}/soft"), 0)?;
         expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;

@@ -10,11 +10,13 @@ use std::fmt::Write;
 use vmm::trace::{Event, GuestReport, Trace};
 
 /// The guests that start APs as an operating system does, do what they are told, or misbehave; all others are scenarios.
-const NO_SCENARIOS: [Guest; 7] = [
+const NO_SCENARIOS: [Guest; 9] = [
     Guest::MpSpec,
     Guest::Linux,
     Guest::LinuxParallel,
     Guest::Program,
+    Guest::Ending,
+    Guest::RandomIo,
     Guest::TripleFault,
     Guest::SpinForever,
     Guest::JumpIntoMmio,

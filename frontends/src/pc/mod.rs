@@ -9,6 +9,8 @@
 //! What a machine has beyond that if asked for is in [`isa`], [`piix4`] and [`smbios`].
 
 pub(crate) mod acpi;
+pub mod equipped;
+pub mod invariants;
 pub(crate) mod isa;
 mod kbdc;
 pub(crate) mod mptable;

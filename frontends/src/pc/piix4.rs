@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(access(&mut pm, BASE + TIMER, None).map(|r| r.value), Some(3_579_545), "a second");
         assert_eq!(access(&mut pm, 0x404, Some(1 << 13)), None);
         assert_eq!(pm.inout(Inout { port: BASE, bytes: 2, data: None }, None, 0), None, "not turned on");
-        assert_eq!(pm.inout(Inout { port: BASE + TIMER, bytes: 4, data: None }, Some(BASE), u64::MAX).is_some(), true);
+        assert!(pm.inout(Inout { port: BASE + TIMER, bytes: 4, data: None }, Some(BASE), u64::MAX).is_some());
     }
 
     #[test]

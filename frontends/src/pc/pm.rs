@@ -6,7 +6,7 @@ use vmm::abi::suspend;
 /// PM1a status, 16 bits.
 pub(crate) const PM1_STATUS: u16 = 0x400;
 /// PM1a enable, 16 bits.
-const PM1_ENABLE: u16 = 0x402;
+pub(crate) const PM1_ENABLE: u16 = 0x402;
 /// PM1a control, 16 bits.
 pub(crate) const PM1_CONTROL: u16 = 0x404;
 /// SMI command, 8 bits, write only.

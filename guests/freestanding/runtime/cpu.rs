@@ -210,7 +210,7 @@ pub(crate) fn fence_before_wrmsr() {
 }
 
 /// Tells the CPU, and whoever emulates it, that it polls.
-pub(crate) fn pause() {
+pub fn pause() {
     core::hint::spin_loop();
 }
 

@@ -26,9 +26,51 @@ pub(crate) const SPURIOUS: u8 = 0x2f;
 /// How many vectors the IDT has. Any other is a general protection fault.
 const VECTORS: usize = 0x30;
 /// Bytes from one entry stub to the next.
-const STUB_SIZE: usize = 16;
+pub const STUB_SIZE: usize = 16;
 
-static IDT: [AtomicU64; 2 * VECTORS] = [const { AtomicU64::new(0) }; 2 * VECTORS];
+static IDT: Idt<VECTORS> = Idt::new();
+
+/// An interrupt descriptor table in 64-bit mode with so many interrupt gates.
+pub struct Idt<const GATES: usize>([[AtomicU64; 2]; GATES]);
+
+impl<const GATES: usize> Default for Idt<GATES> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const GATES: usize> Idt<GATES> {
+    /// A table of gates that are not present.
+    #[must_use]
+    pub const fn new() -> Self {
+        Idt([const { [const { AtomicU64::new(0) }; 2] }; GATES])
+    }
+
+    /// Fills the table in: the gates lead to as many entry stubs, [`STUB_SIZE`] bytes one from the next.
+    pub fn fill(&self, stubs: *const u8) {
+        const CODE64: u64 = 0x18;
+        const PRESENT_INTERRUPT_GATE: u64 = 0x8e;
+        let mut address = stubs as u64;
+        for [first, _] in &self.0 {
+            // SDM 3A 6.14.1. The upper half is zero: the stubs are below 4 GiB.
+            let low = address & 0xffff | CODE64 << 16 | PRESENT_INTERRUPT_GATE << 40 | (address & 0xffff_0000) << 32;
+            first.store(low, Ordering::Relaxed);
+            address += STUB_SIZE as u64;
+        }
+    }
+
+    /// Loads the table, which has been filled in, into this CPU.
+    pub fn load(&'static self) {
+        #[repr(C, packed)]
+        struct Idtr {
+            limit: u16,
+            base: u64,
+        }
+        let idtr = Idtr { limit: size_of_val(&self.0) as u16 - 1, base: self.0.as_ptr() as u64 };
+        // SAFETY: the table lives for ever.
+        unsafe { asm!("lidt [{}]", in(reg) &raw const idtr, options(readonly, nostack, preserves_flags)) };
+    }
+}
 
 // One stub for each vector. The processor pushes an error code with some exceptions (SDM 3A table 6-1); the stub pushes a 0
 // with all others. The frame is then a multiple of 16 bytes.
@@ -110,29 +152,12 @@ pub(crate) fn init() {
     unsafe extern "C" {
         safe static interrupt_stubs: u8;
     }
-    const CODE64: u64 = 0x18;
-    const PRESENT_INTERRUPT_GATE: u64 = 0x8e;
-    let mut address = &raw const interrupt_stubs as u64;
-    for gate in IDT.chunks_exact(2) {
-        // SDM 3A 6.14.1. The upper half is zero: the stubs are below 4 GiB.
-        let low = address & 0xffff | CODE64 << 16 | PRESENT_INTERRUPT_GATE << 40 | (address & 0xffff_0000) << 32;
-        if let [first, _] = gate {
-            first.store(low, Ordering::Relaxed);
-        }
-        address += STUB_SIZE as u64;
-    }
+    IDT.fill(&raw const interrupt_stubs);
 }
 
 /// Loads the IDT into this CPU.
 pub(crate) fn load() {
-    #[repr(C, packed)]
-    struct Idtr {
-        limit: u16,
-        base: u64,
-    }
-    let idtr = Idtr { limit: size_of_val(&IDT) as u16 - 1, base: IDT.as_ptr() as u64 };
-    // SAFETY: the IDT lives for ever, and `init` has filled it in.
-    unsafe { asm!("lidt [{}]", in(reg) &raw const idtr, options(readonly, nostack, preserves_flags)) };
+    IDT.load();
 }
 
 extern "C" fn dispatch(frame: &mut Frame) {

@@ -15,6 +15,7 @@ pub mod logical;
 pub mod memory;
 mod mp_table;
 pub mod multiboot;
+pub mod parameters;
 mod pm_timer;
 pub mod port;
 mod power;
@@ -26,7 +27,8 @@ mod startup;
 mod topology;
 mod work;
 
-pub use cpu::{enable_interrupts, stop};
+pub use broken::broken;
+pub use cpu::{enable_interrupts, pause, stop};
 pub use pm_timer::delay;
 pub use startup::{
     ALL_BUT_SELF, Ap, EVERYBODY, INIT, LEVEL_ASSERT, LOGICAL, NMI, SECOND_VECTOR, SELF, STARTUP, TRAMPOLINE_VECTOR,
@@ -156,6 +158,12 @@ impl Bsp {
     #[must_use]
     pub fn x2apic(&self) -> bool {
         self.apic == LocalApic::X2Apic
+    }
+
+    /// Reports that the guest begins, as it has done before its own part the first time: for one that a reset of the machine, which
+    /// leaves memory as it is, has brought back to the reset vector.
+    pub fn report_boot(&self) {
+        report(report::BOOT, u32::from(self.x2apic()));
     }
 
     /// What becomes of a BSP at the reset vector that should not be there.

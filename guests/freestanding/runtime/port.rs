@@ -10,6 +10,14 @@ pub fn read_u8(port: u16) -> u8 {
     value
 }
 
+/// Reads 16 bits.
+pub fn read_u16(port: u16) -> u16 {
+    let value;
+    // SAFETY: as in `read_u8`.
+    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// Reads 32 bits.
 pub fn read_u32(port: u16) -> u32 {
     let value;

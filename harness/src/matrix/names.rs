@@ -9,7 +9,6 @@ use crate::cell::{Cell, EngineKind};
 use crate::pattern::{NameSet, Pattern, nearest};
 use frontends::{ApicMode, Frontend};
 use guests::MAX_CPUS;
-use guests::program::Program;
 use std::collections::HashMap;
 use toml::Spanned;
 
@@ -82,9 +81,8 @@ impl Names {
     }
 
     pub(super) fn check_guest(&self, name: &str) -> Result<String, String> {
-        match Program::of_guest(name) {
-            Some(Ok(program)) => Ok(program.guest()),
-            Some(Err(error)) => Err(error.to_string()),
+        match guests::checked_name(name) {
+            Some(checked) => checked,
             None if self.guests.number(name).is_some() => Ok(name.to_owned()),
             None => Err(Names::unknown("guest", name, &self.guests.list)),
         }

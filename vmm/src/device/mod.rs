@@ -18,7 +18,7 @@
 //! ```
 
 mod clock;
-pub mod exercise;
+pub mod invariants;
 pub mod message;
 pub mod vatpic;
 pub mod vatpit;

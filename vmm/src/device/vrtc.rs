@@ -182,7 +182,9 @@ impl Vrtc {
     /// When an interrupt may be due, in nanoseconds.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        let second = (self.enabled(ALARM | UPDATE) && self.ticking()).then(|| self.base.saturating_add(NS_PER_S));
+        // After the last second that has a date the clock stands still.
+        let goes_on = self.ticking() && self.base_time.is_some_and(|time| time < REPRESENTABLE.end - 1);
+        let second = (self.enabled(ALARM | UPDATE) && goes_on).then(|| self.base.saturating_add(NS_PER_S));
         self.periodic.map(Countdown::deadline).into_iter().chain(second).min()
     }
 
@@ -250,7 +252,7 @@ impl Vrtc {
         if self.enabled(ALARM) {
             // An alarm that does not go off within a day never does.
             let first = last.map_or(time, |last| last + 1).max(time - S_PER_DAY).min(time);
-            if (first..=time).any(|second| self.alarm_matches(second)) {
+            if self.next_alarm(first).is_some_and(|alarm| alarm <= time) {
                 irq |= self.set_reg_c(self.cmos[REG_C] | ALARM);
             }
         }
@@ -260,12 +262,24 @@ impl Vrtc {
         irq
     }
 
-    fn alarm_matches(&mut self, time: i64) -> bool {
-        self.show(time);
-        [SECOND, MINUTE, HOUR].into_iter().all(|shown| {
+    /// The first second from `first` on at which the alarm goes off, if there is one at all: one whose hour, minute and second
+    /// are each shown as the alarm has it.
+    fn next_alarm(&self, first: i64) -> Option<i64> {
+        let is_set = |shown: usize, byte: u8| {
             let alarm = self.cmos[shown + 1];
-            alarm >= ALARM_ANY || alarm == self.cmos[shown]
-        })
+            alarm >= ALARM_ANY || alarm == byte
+        };
+        // The hours, minutes and seconds of two days, but for those that are over before `first`.
+        let midnight = first - first.rem_euclid(S_PER_DAY);
+        let hours = (0..48).map(|hour| (hour % 24, midnight + hour * 3600));
+        let minutes = (0..60).filter(|&minute| is_set(MINUTE, self.encode(minute)));
+        let seconds = (0..60).filter(|&second| is_set(SECOND, self.encode(second)));
+        hours
+            .filter(|&(hour, at)| at + 3600 > first && is_set(HOUR, self.shown_hour(hour as u8)))
+            .flat_map(|(_, at)| minutes.clone().map(move |minute| at + i64::from(minute) * 60))
+            .filter(|at| at + 60 > first)
+            .flat_map(|at| seconds.clone().map(move |second| at + i64::from(second)))
+            .find(|&at| at >= first)
     }
 
     /// Sets the interrupt flags. Returns whether the interrupt line was raised by it.
@@ -367,20 +381,23 @@ impl Vrtc {
     fn show(&mut self, time: i64) {
         let date = Date::from_days(time.div_euclid(S_PER_DAY));
         let second = time.rem_euclid(S_PER_DAY);
-        let hour = (second / 3600) as u8;
-        let (shown_hour, pm) = if self.cmos[REG_B] & B_24_HOURS != 0 {
-            (hour, 0)
-        } else {
-            ((hour + 11) % 12 + 1, if hour >= 12 { PM } else { 0 })
-        };
         self.cmos[SECOND] = self.encode((second % 60) as u8);
         self.cmos[MINUTE] = self.encode((second / 60 % 60) as u8);
-        self.cmos[HOUR] = self.encode(shown_hour) | pm;
+        self.cmos[HOUR] = self.shown_hour((second / 3600) as u8);
         self.cmos[DAY_OF_WEEK] = self.encode(date.day_of_week() + 1);
         self.cmos[DAY_OF_MONTH] = self.encode(date.day);
         self.cmos[MONTH] = self.encode(date.month);
         self.cmos[YEAR] = self.encode((date.year % 100) as u8);
         self.cmos[CENTURY] = self.encode((date.year / 100) as u8);
+    }
+
+    /// How an hour is shown.
+    fn shown_hour(&self, hour: u8) -> u8 {
+        if self.cmos[REG_B] & B_24_HOURS != 0 {
+            self.encode(hour)
+        } else {
+            self.encode((hour + 11) % 12 + 1) | if hour >= 12 { PM } else { 0 }
+        }
     }
 
     /// `rtc_to_secs`: the time that the bytes of the clock show, if they do. The day of the week is not looked at: some
@@ -693,6 +710,16 @@ mod tests {
     }
 
     #[test]
+    fn after_the_last_second_that_has_a_date_nothing_is_due() {
+        let mut vrtc = at(REPRESENTABLE.end - 2);
+        set(&mut vrtc, REG_B, B_24_HOURS | UPDATE, 0).expect("REG_B can be written");
+        assert!(vrtc.advance(S), "the last second");
+        assert_eq!(vrtc.next_deadline(), None);
+        assert!(!vrtc.advance(100 * S));
+        assert_eq!(vrtc.get_time(100 * S), REPRESENTABLE.end - 1);
+    }
+
+    #[test]
     fn calendar() {
         for (days, date) in
             [(0, (1970, 1, 1)), (11_016, (2000, 2, 29)), (47_540, (2100, 2, 28)), (47_541, (2100, 3, 1))]
@@ -705,6 +732,27 @@ mod tests {
     }
 
     proptest! {
+        /// Looked at second by second, the first alarm is the same.
+        #[test]
+        fn the_next_alarm_is_the_first_second_that_shows_it(
+            first in 0..REPRESENTABLE.end - 2 * S_PER_DAY,
+            alarm: [u8; 3],
+            flags in prop_oneof![Just(0), Just(B_24_HOURS), Just(B_BINARY), Just(B_24_HOURS | B_BINARY)],
+        ) {
+            let mut vrtc = at(0);
+            vrtc.cmos[REG_B] = flags;
+            for (offset, byte) in [SECOND, MINUTE, HOUR].into_iter().zip(alarm) {
+                vrtc.cmos[offset + 1] = if byte & 1 == 0 { 0xff } else { byte >> 2 };
+            }
+            let found = vrtc.next_alarm(first);
+            let by_hand = (first..first + S_PER_DAY).find(|&second| {
+                vrtc.show(second);
+                let set = |shown: usize| vrtc.cmos[shown + 1] >= ALARM_ANY || vrtc.cmos[shown + 1] == vrtc.cmos[shown];
+                set(SECOND) && set(MINUTE) && set(HOUR)
+            });
+            prop_assert_eq!(found, by_hand);
+        }
+
         #[test]
         fn every_day_has_its_date(days in 0..REPRESENTABLE.end / S_PER_DAY - 1) {
             let (date, next) = (Date::from_days(days), Date::from_days(days + 1));

@@ -11,6 +11,10 @@ const CAPACITY: usize = 300_000;
 /// in a loop, and is fine otherwise, would seem to hang.
 const RESERVE: usize = 100_000;
 
+/// How much of that what the frontend says may take: a guest that touches MSRs in a loop makes it say a line each time, and what
+/// the guest itself reports in the end must find room behind that.
+const MESSAGES: usize = RESERVE / 2;
+
 /// What [`Recorder::record`] returns for an event that it did not keep. As a cause it stands for none.
 const NOT_KEPT: Seq = Seq::MAX;
 
@@ -38,15 +42,13 @@ impl Recorder {
             return NOT_KEPT;
         }
         self.panic_recorded |= matches!(event, Event::Panic { .. });
-        let tells_the_outcome = matches!(
-            event,
-            Event::Report(_)
-                | Event::VmSuspended { .. }
-                | Event::Message { .. }
-                | Event::Milestone { .. }
-                | Event::FirstInstruction { .. }
-        );
-        let capacity = if tells_the_outcome { CAPACITY + RESERVE } else { CAPACITY };
+        let capacity = match event {
+            Event::Report(_) | Event::VmSuspended { .. } | Event::Milestone { .. } | Event::FirstInstruction { .. } => {
+                CAPACITY + RESERVE
+            }
+            Event::Message { .. } => CAPACITY + MESSAGES,
+            _ => CAPACITY,
+        };
         if self.trace.records.len() >= capacity {
             self.trace.dropped += 1;
             return NOT_KEPT;
@@ -122,6 +124,25 @@ mod tests {
         assert_eq!(trace.records[CAPACITY].event, done, "the outcome is read from reports");
         let last = &trace.records[CAPACITY + 1];
         assert_eq!((last.event.clone(), last.cause), (Event::ProcessExit { status: 4 }, None));
+    }
+
+    #[test]
+    fn messages_in_a_loop_leave_room_for_what_the_guest_reports() {
+        let mut recorder = Recorder::default();
+        for t_ns in 0..(CAPACITY + 2 * RESERVE) as u64 {
+            recorder.record(
+                t_ns,
+                &task(),
+                None,
+                Event::Message { text: "rdmsr to register 0x3a0 on vcpu 0".into() },
+                None,
+            );
+        }
+        let done = Event::Report(GuestReport::Done { aps: 1 });
+        recorder.record(0, &task(), Some(0), done.clone(), None);
+        let trace = recorder.take();
+        assert_eq!(trace.records.last().map(|record| &record.event), Some(&done));
+        assert_eq!(trace.dropped as usize, 2 * RESERVE - MESSAGES);
     }
 
     #[test]
