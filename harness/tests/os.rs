@@ -1,7 +1,7 @@
 //! Operating systems as guests: Debian's kernel on the software processor, by every boot protocol, with few and many CPUs,
 //! and the same twice.
 //!
-//! And firmware, memtest86+, and the project's own Multiboot kernel, by the matrix's own tables.
+//! And firmware and memtest86+, by the matrix's own tables.
 //!
 //! Each test needs what `spinup guests fetch linux linux-modules busybox seabios memtest86+` fetches, and is ignored where that is not here. So is everything
 //! in a build without optimization, in which a boot takes minutes.
@@ -58,7 +58,6 @@ const TESTS: &[Test] = &[
     Test { name: "seabios_comes_to_its_menu_with_4_cpus", needs: SEABIOS, run: || seabios(4) },
     Test { name: "seabios_waits_for_aps_that_were_lost", needs: SEABIOS, run: seabios_waits },
     Test { name: "memtest_uses_all_cores", needs: &[Package::Memtest], run: memtest },
-    Test { name: "multiboot_kernels_have_their_status", needs: &[], run: multiboot },
     Test { name: "busybox_is_an_init_too", needs: &[Package::Linux, Package::Busybox], run: busybox },
 ];
 
@@ -629,17 +628,4 @@ fn memtest() -> Result<(), Failed> {
     expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
     expect(run.result.aps_started == 3, "not every AP ran", &run)?;
     expect(console(&run).contains("CPU: 4S / 4C / 4T"), "it did not count 4 CPUs", &run)
-}
-
-fn multiboot() -> Result<(), Failed> {
-    for guest in ["multiboot", "multiboot2", "multiboot-aout"] {
-        let run = run(matrix(""), &format!("bhyve-13.2@fbsd-13.2/{guest}/x2apic-4/soft"), 0)?;
-        expect(run.result.outcome.kind == OutcomeKind::Exit(0x21), "not the status of a test that passed", &run)?;
-        expect(run.result.aps_started == 3, "not every AP reported", &run)?;
-        let console = console(&run);
-        for line in ["arguments: one two=2", "module (the licence): 1079 bytes, checksum 1ccf9eb2"] {
-            expect(console.contains(line), &format!("{line:?} was not said"), &run)?;
-        }
-    }
-    Ok(())
 }
