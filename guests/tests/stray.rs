@@ -9,6 +9,10 @@ use vmm::trace::GuestReport;
 use vmm::trace::report_port::REPORT_PORT;
 
 const RAM: usize = 16 << 20;
+/// CPUID.1:EDX of x86-64-v1: what the guests' way to long mode needs is among it.
+const LEAF_1_EDX: u32 = 0x0783_fbff;
+/// CPUID.8000_0001H:EDX: SYSCALL, NX, 1-Gbyte pages, RDTSCP, long mode.
+const EXTENDED_EDX: u32 = 0x2c10_0800;
 const FOUR_GIB: u64 = 4 << 30;
 
 /// A machine with two CPUs: RAM, the ROM, an MP table, local APICs that take everything and do nothing.
@@ -35,7 +39,13 @@ impl Machine {
     fn cpu(&self, id: u32) -> Box<dyn EngineVcpu> {
         let mut cpu = self.vm.create_vcpu(id).expect("the soft engine always can");
         let leaf = |leaf, regs| CpuidEntry { leaf, subleaf: None, regs };
-        cpu.set_cpuid(&[leaf(0, [0xb, 0, 0, 0]), leaf(1, [0, id << 24, 0, 0]), leaf(0xb, [0, 0, 0, id])]);
+        cpu.set_cpuid(&[
+            leaf(0, [0xb, 0, 0, 0]),
+            leaf(1, [0, id << 24, 0, LEAF_1_EDX]),
+            leaf(0xb, [0, 0, 0, id]),
+            leaf(0x8000_0000, [0x8000_0001, 0, 0, 0]),
+            leaf(0x8000_0001, [0, 0, 0, EXTENDED_EDX]),
+        ]);
         cpu
     }
 

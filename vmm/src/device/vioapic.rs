@@ -169,6 +169,10 @@ impl Vioapic {
         let writable = 0xffff_ffff << shift(register) & !Redirection::READ_ONLY;
         let new = last & !writable | u64::from(value) << shift(register) & writable;
         pin.redirection = Redirection::from_bits(new);
+        // From level to edge: what a guest does to end an interrupt where there is no directed EOI (vioapic_write). [read]
+        if !pin.redirection.level() {
+            pin.redirection.set_remote_irr(false);
+        }
         let routing_changed = (last ^ new) & !Redirection::NO_ROUTING != 0;
         let message = if !pin.redirection.remote_irr() && pin.asserted > 0 { pin.send() } else { None };
         Written { routing_changed, message }

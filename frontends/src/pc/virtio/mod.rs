@@ -23,8 +23,8 @@ pub(super) use function::Function;
 pub(crate) use queue::Dma;
 pub(super) use switch::Switch;
 
-use crate::Console;
 use crate::pci_device::{DeviceKind, PciDevice};
+use crate::{Console, Stream};
 use parking_lot::Mutex;
 use queue::{Broken, Queue};
 use std::sync::Arc;
@@ -80,7 +80,7 @@ trait Device: Send {
 fn device(wanted: &PciDevice, console: &Console, switch: &Arc<Mutex<Switch>>) -> Box<dyn Device> {
     match &wanted.kind {
         DeviceKind::Block(disk) => Box::new(block::Block(disk.clone())),
-        DeviceKind::Console => Box::new(console::Port(console.clone())),
+        DeviceKind::Console => Box::new(console::Port(console.stream(Stream::Virtio))),
         DeviceKind::Rng { seed } => Box::new(rng::Rng::new(*seed)),
         // FreeBSD's own prefix, which bhyve uses, and the slot.
         DeviceKind::Net => Box::new(net::Net::new(switch, [0x58, 0x9c, 0xfc, 0, 0, wanted.slot])),
