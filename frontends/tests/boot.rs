@@ -1,51 +1,20 @@
 //! Ways to boot that need nothing but what the project makes itself, and the devices that a machine has only if asked for: on a kernel
 //! and the software processor.
 
+mod cell;
+
+use cell::Cell;
 use frontends::loader::{Module, OsImage, Protocol};
-use frontends::{ApicMode, Boot, Chipset, Console, Extras, Frontend, FwCfgFile, IsaDevice, Launch, MAX_RERUNS, Stream};
+use frontends::{ApicMode, Boot, Chipset, Extras, FwCfgFile, IsaDevice, Launch, MAX_RERUNS, Stream};
 use std::sync::Arc;
-use vmm::engine::soft::SoftEngine;
-use vmm::history::KernelVersion;
-use vmm::host::{End, Host};
-use vmm::kernel::Kernel;
-use vmm::trace::{Event, GuestReport, Trace};
+use vmm::host::End;
+use vmm::trace::{Event, GuestReport};
 
 /// Virtual time that a cell may take.
 const LIMIT_NS: u64 = 30_000_000_000;
 
-struct Cell {
-    end: End,
-    trace: Trace,
-    console: Console,
-}
-
-impl Cell {
-    fn run(frontend: &str, kernel: &str, launch: Launch) -> Cell {
-        Cell::run_for(LIMIT_NS, frontend, kernel, launch)
-    }
-
-    fn run_for(limit_ns: u64, frontend: &str, kernel: &str, launch: Launch) -> Cell {
-        let frontend: Frontend = frontend.parse().expect("a frontend");
-        let kernel = KernelVersion::parse(kernel).expect("a kernel");
-        let host = Host::virtual_time(0, limit_ns);
-        let kernel = Kernel::boot(&host, &kernel, Arc::new(SoftEngine::new()));
-        let (console, inside) = (Console::new(), host.clone());
-        let printed = console.clone();
-        let finished = host.run("main", move || frontend.main(&inside, &kernel, &launch, &console));
-        Cell { end: finished.end, trace: finished.trace, console: printed }
-    }
-
-    fn serial(&self) -> String {
-        String::from_utf8_lossy(&self.console.serial()).replace('\r', "")
-    }
-
-    fn reported(&self, wanted: GuestReport) -> bool {
-        self.trace.records.iter().any(|record| record.event == Event::Report(wanted))
-    }
-
-    fn stderr(&self) -> String {
-        self.console.stderr().join("\n")
-    }
+fn run(frontend: &str, kernel: &str, launch: Launch) -> Cell {
+    Cell::run(LIMIT_NS, frontend, kernel, launch)
 }
 
 /// A machine with these devices.
@@ -101,8 +70,8 @@ fn multiboot_kernels_end_through_debug_exit() {
         (guests::Kernel::MultibootTestAout, Protocol::Multiboot),
     ] {
         let launch = machine(4, multiboot(kernel, protocol), &[IsaDevice::DebugExit]);
-        let cell = Cell::run("bhyve-13.2", "fbsd-13.2", launch);
-        assert_eq!(cell.end, End::Exit(0x21), "{kernel:?} by {protocol:?}:\n{}{}", cell.serial(), cell.stderr());
+        let cell = run("bhyve-13.2", "fbsd-13.2", launch);
+        assert_eq!(cell.end, End::Exit(0x21), "{kernel:?} by {protocol:?}:\n{}{}", cell.serial(), cell.stderr);
         assert_told(&cell);
         assert!(cell.reported(GuestReport::Done { aps: 3 }));
         let version = if protocol == Protocol::Multiboot { 1 } else { 2 };
@@ -114,8 +83,8 @@ fn multiboot_kernels_end_through_debug_exit() {
 #[test]
 fn without_the_device_the_kernel_powers_off() {
     let boot = multiboot(guests::Kernel::MultibootTest, Protocol::Multiboot2);
-    let cell = Cell::run("bhyve-14", "fbsd-14", machine(2, boot, &[]));
-    assert_eq!(cell.end, End::Exit(1), "{}", cell.stderr());
+    let cell = run("bhyve-14", "fbsd-14", machine(2, boot, &[]));
+    assert_eq!(cell.end, End::Exit(1), "{}", cell.stderr);
 }
 
 /// Code for real mode as a boot sector: writes `text` to a port byte by byte, and HLT.
@@ -139,14 +108,14 @@ fn flat_images_are_entered_where_they_are_put() {
     let devices = [IsaDevice::Debugcon, IsaDevice::DebugExit];
     for (load_at, cs) in [(None, [0, 0]), (Some(0x2_1000), [0, 0x20])] {
         let boot = flat(boot_sector(0xe9, b"real"), Protocol::Flat16, load_at);
-        let cell = Cell::run("bhyve-13.1", "fbsd-13.1", machine(1, boot, &devices));
-        assert_eq!(cell.end, End::Exit(5), "{}", cell.stderr());
+        let cell = run("bhyve-13.1", "fbsd-13.1", machine(1, boot, &devices));
+        assert_eq!(cell.end, End::Exit(5), "{}", cell.stderr);
         assert_eq!(cell.console.output(Stream::Debug), [&b"real"[..], &cs].concat());
     }
     // MOV EAX, 12345678H; SHR EAX, 28; OUT F4H, AL.
     let code = vec![0xb8, 0x78, 0x56, 0x34, 0x12, 0xc1, 0xe8, 0x1c, 0xe6, 0xf4, 0xf4];
-    let cell = Cell::run("bhyve-13.1", "fbsd-13.1", machine(1, flat(code, Protocol::Flat32, None), &devices));
-    assert_eq!(cell.end, End::Exit(3), "32-bit code: {}", cell.stderr());
+    let cell = run("bhyve-13.1", "fbsd-13.1", machine(1, flat(code, Protocol::Flat32, None), &devices));
+    assert_eq!(cell.end, End::Exit(3), "32-bit code: {}", cell.stderr);
 }
 
 /// An item of the firmware configuration by DMA, in real mode: the guest puts it into memory and writes it to the debug console.
@@ -167,8 +136,8 @@ fn firmware_configuration_by_dma() {
     let boot = flat(code, Protocol::Flat16, None);
     let mut launch = machine(1, boot, &[IsaDevice::FwCfg, IsaDevice::Debugcon, IsaDevice::DebugExit]);
     launch.extras.fw_cfg = vec![FwCfgFile { name: "opt/one".into(), contents: vec![1].into() }];
-    let cell = Cell::run("bhyve-15", "fbsd-15", launch);
-    assert_eq!(cell.console.output(Stream::Debug), [0, 2], "no error, and two files: {}", cell.stderr());
+    let cell = run("bhyve-15", "fbsd-15", launch);
+    assert_eq!(cell.console.output(Stream::Debug), [0, 2], "no error, and two files: {}", cell.stderr);
     assert_eq!(cell.end, End::Exit(5));
 }
 
@@ -177,9 +146,8 @@ fn firmware_configuration_by_dma() {
 fn port_92_resets() {
     // MOV AL, 1; OUT 92H, AL; HLT.
     let code = vec![0xb0, 0x01, 0xe6, 0x92, 0xf4];
-    let cell =
-        Cell::run("bhyve-13.2", "fbsd-13.2", machine(1, flat(code, Protocol::Flat16, None), &[IsaDevice::Port92]));
-    assert_eq!(cell.end, End::Exit(0), "{}", cell.stderr());
+    let cell = run("bhyve-13.2", "fbsd-13.2", machine(1, flat(code, Protocol::Flat16, None), &[IsaDevice::Port92]));
+    assert_eq!(cell.end, End::Exit(0), "{}", cell.stderr);
 }
 
 /// How many VMs were begun anew, and how many were made.
@@ -204,14 +172,14 @@ fn reboots_are_bounded() {
     // MOV DX, CF9H; MOV AL, 6; OUT DX, AL; HLT.
     let reset = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4];
     for (frontend, kernel) in [("bhyve-13.1", "fbsd-13.1"), ("bhyve-13.2", "fbsd-13.2"), ("bhyve-15", "fbsd-15")] {
-        let once = Cell::run(frontend, kernel, machine(2, rom(&reset), &[]));
-        assert_eq!(once.end, End::Exit(0), "{frontend}: {}", once.stderr());
+        let once = run(frontend, kernel, machine(2, rom(&reset), &[]));
+        assert_eq!(once.end, End::Exit(0), "{frontend}: {}", once.stderr);
         for boot in [rom(&reset), flat(reset.to_vec(), Protocol::Flat16, None)] {
             let anew = matches!(boot, Boot::Rom(_));
             let mut launch = machine(1, boot, &[]);
             launch.extras.rerun = true;
-            let cell = Cell::run(frontend, kernel, launch);
-            assert_eq!(cell.end, End::Rebooted(MAX_RERUNS), "{frontend}: {}", cell.stderr());
+            let cell = run(frontend, kernel, launch);
+            assert_eq!(cell.end, End::Rebooted(MAX_RERUNS), "{frontend}: {}", cell.stderr);
             let reinits = if anew { MAX_RERUNS as usize } else { 0 };
             assert_eq!(calls(&cell, "VM_REINIT"), reinits, "{frontend}");
         }
@@ -234,8 +202,8 @@ fn a_machine_that_is_begun_anew_goes_on() {
     rom[4096 - 16..][..3].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
     let mut launch = machine(1, Boot::Rom(rom.into()), &[IsaDevice::DebugExit]);
     launch.extras.rerun = true;
-    let cell = Cell::run("bhyve-13.2", "fbsd-13.2", launch);
-    assert_eq!(cell.end, End::Exit(11), "{}", cell.stderr());
+    let cell = run("bhyve-13.2", "fbsd-13.2", launch);
+    assert_eq!(cell.end, End::Exit(11), "{}", cell.stderr);
     assert_eq!(calls(&cell, "VM_REINIT"), 1);
 }
 
@@ -259,7 +227,7 @@ fn every_end_has_its_status() {
     ] {
         for (what, code) in [("power-off", power_off), ("reset", reset), ("triple fault", triple_fault), ("halt", halt)]
         {
-            let cell = Cell::run_for(50_000_000, frontend, kernel, machine(1, rom(code), &[]));
+            let cell = Cell::run(50_000_000, frontend, kernel, machine(1, rom(code), &[]));
             lines.push(format!("{frontend}@{kernel}, {what}: {:?}", cell.end));
         }
     }
@@ -275,13 +243,13 @@ fn seabios_counts_its_cpus() {
         let mut launch = machine(vcpus, Boot::Rom(Arc::clone(&rom)), &[IsaDevice::FwCfg, IsaDevice::BiosDebugcon]);
         launch.extras.chipset = Chipset::I440fx;
         launch.memory_bytes = 64 << 20;
-        let cell = Cell::run_for(10_000_000_000, "bhyve-13.2", "fbsd-13.2", launch);
+        let cell = Cell::run(10_000_000_000, "bhyve-13.2", "fbsd-13.2", launch);
         let log = String::from_utf8_lossy(&cell.console.output(Stream::Debug)).into_owned();
         assert!(
             log.contains(&format!("Found {vcpus} cpu(s) max supported {vcpus} cpu(s)")),
             "{log}\n{:?}\n{}",
             cell.end,
-            cell.stderr()
+            cell.stderr
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Kernels by Multiboot and flat images, end to end: the test kernel of `guests/freestanding/multiboot` in every form that a
+//! Kernels by Multiboot and flat images, end to end: the test kernel of `guests/freestanding/kernels` in every form that a
 //! loader takes, and a few bytes at an address.
 
 use guests::Kernel;

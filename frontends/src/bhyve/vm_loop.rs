@@ -239,18 +239,18 @@ fn fw_cfg_dma(machine: &Machine, gpa: u64) {
     let Machine { pc, memory, .. } = machine;
     let mut command = [0; fw_cfg::COMMAND_LEN];
     let Some(mut device) = pc.fw_cfg() else { return };
-    if !memory.read_anywhere(gpa, &mut command) {
+    if !memory.read(gpa, &mut command) {
         return;
     }
     let mut command = device.command(command);
     let error = loop {
         match device.transfer(&mut command) {
             Transfer::Done { error } => break error,
-            Transfer::Write { gpa, bytes } if memory.write_anywhere(gpa, &bytes) => {}
+            Transfer::Write { gpa, bytes } if memory.write(gpa, &bytes) => {}
             Transfer::Write { .. } => command.failed(),
         }
     };
-    let written = memory.write_anywhere(gpa, &fw_cfg::control_after(error));
+    let written = memory.write(gpa, &fw_cfg::control_after(error));
     debug_assert!(written, "the command was read from there");
 }
 

@@ -210,24 +210,6 @@ impl GuestMemory {
         (at < self.highmem && len <= self.highmem - at).then_some((mapping, at))
     }
 
-    /// `paddr_guest2host` for a range that may be anywhere in RAM: copies bytes into it; `false` when it does not fit.
-    #[must_use]
-    pub(crate) fn write_anywhere(&self, gpa: u64, bytes: &[u8]) -> bool {
-        match (gpa.checked_sub(FOUR_GIB), &self.high_mapping) {
-            (Some(at), Some(high)) => high.write(at, bytes),
-            _ => self.write(gpa, bytes),
-        }
-    }
-
-    /// The same, out of RAM.
-    #[must_use]
-    pub(crate) fn read_anywhere(&self, gpa: u64, bytes: &mut [u8]) -> bool {
-        match (gpa.checked_sub(FOUR_GIB), &self.high_mapping) {
-            (Some(at), Some(high)) => high.read(at, bytes),
-            _ => self.mapping.read(gpa, bytes),
-        }
-    }
-
     /// `vm_snapshot_mem`: all of it; `None` when it cannot be read.
     pub(crate) fn save(&self) -> Option<MemoryImage> {
         let copy = |mapping: &dyn SharedMemory, len: u64| {

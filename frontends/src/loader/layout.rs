@@ -2,6 +2,7 @@
 
 use super::bytes::put_u64;
 use super::{LoadError, Piece};
+use crate::libvmmapi::FOUR_GIB;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,7 +27,6 @@ pub(super) const BOOT_DS: u16 = 0x18;
 const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// Where the firmware's tables are: MP and ACPI.
 const FIRMWARE: Range<u64> = 0xf_0000..0x10_0000;
-const FOUR_GIB: u64 = 4 << 30;
 pub(super) const PAGE: u64 = 4096;
 
 /// The guest's memory.

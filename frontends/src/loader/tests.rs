@@ -198,20 +198,25 @@ fn what_cannot_be_loaded_is_refused() {
     assert!(matches!(place(&image(cut_off)), Err(LoadError::Damaged(_))));
 }
 
+/// Whether no piece overlaps another, and all are in the RAM below 4 GiB.
+pub(super) fn lie_in_memory_and_apart(mut placed: Placed, ram: Ram) -> Result<(), TestCaseError> {
+    placed.pieces.sort_by_key(|piece| piece.gpa);
+    let mut end = 0;
+    for piece in &placed.pieces {
+        prop_assert!(piece.gpa >= end, "{piece:?}");
+        end = piece.gpa + piece.bytes().len() as u64;
+    }
+    prop_assert!(end <= ram.low);
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn pieces_lie_in_memory_and_apart(mib in 32_u64..8192, initrd in 0..100_000_usize, program: bool) {
         let kernel = if program { elf(true, Some(0x20_0000)) } else { bzimage(&[1; 5000]) };
         let image = OsImage { initrd: Some(vec![1; initrd].into()), ..image(kernel) };
         let ram = Ram::of(mib << 20);
-        let mut placed = image.place(ram, None).expect("it fits");
-        placed.pieces.sort_by_key(|piece| piece.gpa);
-        let mut end = 0;
-        for piece in &placed.pieces {
-            prop_assert!(piece.gpa >= end, "{piece:?}");
-            end = piece.gpa + piece.bytes().len() as u64;
-        }
-        prop_assert!(end <= ram.low);
+        lie_in_memory_and_apart(image.place(ram, None).expect("it fits"), ram)?;
     }
 
     #[test]

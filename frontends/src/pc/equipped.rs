@@ -5,45 +5,19 @@
 
 use super::isa::fw_cfg::{self, FwCfg, Transfer};
 use super::pci::Interrupt;
+use super::ram::Ram;
 use super::{Bus, Dma, Effect, Inout, Pc};
 use crate::extras::{Chipset, Extras, FwCfgFile, IsaDevice};
 use crate::pci_device::{DeviceKind, PciDevice, Transport};
 use crate::{Console, Keyboard};
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// Where somebody listens: the ports of all devices that a machine can have.
 const LISTENING: [u16; 14] =
     [0x60, 0x64, 0x92, 0xb2, 0xe9, 0xf4, 0x2f8, 0x3f8, 0x400, 0x510, 0x514, 0xcf8, 0xcfc, 0x2000];
 
-/// RAM of 64 KiB, in which the virtio devices find whatever a guest has left there.
-struct Ram(Mutex<Vec<u8>>);
-
-impl Ram {
-    const SIZE: usize = 64 << 10;
-
-    fn place(gpa: u64, len: usize) -> Option<std::ops::Range<usize>> {
-        let start = usize::try_from(gpa).ok()?;
-        let end = start.checked_add(len).filter(|end| *end <= Ram::SIZE)?;
-        Some(start..end)
-    }
-}
-
-impl Dma for Ram {
-    fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
-        Ram::place(gpa, bytes.len()).is_some_and(|place| {
-            bytes.copy_from_slice(&self.0.lock()[place]);
-            true
-        })
-    }
-
-    fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
-        Ram::place(gpa, bytes.len()).is_some_and(|place| {
-            self.0.lock()[place].copy_from_slice(bytes);
-            true
-        })
-    }
-}
+/// RAM in which the virtio devices find whatever a guest has left there.
+const RAM_BYTES: usize = 64 << 10;
 
 /// A device of each kind that needs no file, each by another interface.
 fn devices() -> [PciDevice; 3] {
@@ -66,7 +40,7 @@ pub fn drive(chipset: Chipset, bytes: &[u8]) -> u64 {
     let machine = fw_cfg::Machine { vcpus: 4, lowmem: 64 << 20, highmem: 0 };
     let devices = devices();
     let bus = Bus { chipset, movable_bar: true, devices: &devices, bootrom: true };
-    let ram = Arc::new(Ram(Mutex::new(vec![0; Ram::SIZE])));
+    let ram = Arc::new(Ram::new(RAM_BYTES));
     let pc = Pc::new(&console, Arc::<Ram>::clone(&ram), bus, extras.isa, Some(FwCfg::new(machine, &extras)));
     let mut now = 0_u64;
     words.fold(0, |sum: u64, word| {

@@ -3,7 +3,8 @@
 //!
 //! An access is eight bytes: its kind, its size, where it goes, and a value. What is left over is none.
 
-use super::{Bus, Dma, Effect, Inout, Pc, kbdc, pci, pm, uart};
+use super::ram::Ram;
+use super::{Bus, Effect, Inout, Pc, kbdc, pci, pm, uart};
 use crate::{Chipset, Console, IsaDevices};
 use std::sync::Arc;
 use vmm::abi::suspend;
@@ -26,23 +27,10 @@ fn accesses(bytes: &[u8]) -> impl Iterator<Item = Access> {
     })
 }
 
-/// A machine without RAM: no device here has a queue in it.
-struct NoRam;
-
-impl Dma for NoRam {
-    fn read(&self, _gpa: u64, _bytes: &mut [u8]) -> bool {
-        false
-    }
-
-    fn write(&self, _gpa: u64, _bytes: &[u8]) -> bool {
-        false
-    }
-}
-
-/// A PC with the device whose BAR moves or without, and nothing else beside the bridges.
+/// A PC with the device whose BAR moves or without, and nothing else beside the bridges; it has no RAM, for no device here looks there.
 fn new(console: &Console, movable_bar: bool) -> Pc {
     let bus = Bus { chipset: Chipset::Bhyve, movable_bar, devices: &[], bootrom: true };
-    Pc::new(console, Arc::new(NoRam), bus, IsaDevices::default(), None)
+    Pc::new(console, Arc::new(Ram::new(0)), bus, IsaDevices::default(), None)
 }
 
 /// A read of the hole below 4 GiB, which has no effect.

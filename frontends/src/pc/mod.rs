@@ -17,10 +17,12 @@ pub(crate) mod mptable;
 pub(crate) mod pci;
 mod piix4;
 pub(crate) mod pm;
+mod ram;
 pub(crate) mod smbios;
 mod uart;
 mod virtio;
 
+use crate::libvmmapi::FOUR_GIB;
 use crate::pci_device::PciDevice;
 use crate::{Chipset, Console, IsaDevices};
 pub(crate) use virtio::Dma;
@@ -80,9 +82,6 @@ pub(crate) enum Effect {
         gpa: u64,
     },
 }
-
-/// 4 GiB.
-const FOUR_GIB: u64 = 4 << 30;
 
 /// What an access led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -296,7 +295,7 @@ mod tests {
     fn pc() -> (Pc, Console) {
         let console = Console::new();
         let bus = Bus { chipset: Chipset::Bhyve, movable_bar: false, devices: &[], bootrom: true };
-        let memory = Arc::new(virtio::testing::Ram::new(0));
+        let memory = Arc::new(ram::Ram::new(0));
         (Pc::new(&console, memory, bus, IsaDevices::default(), None), console)
     }
 

@@ -17,6 +17,7 @@ pub(crate) struct Cell {
     /// When, in nanoseconds of the cell's time.
     pub(crate) now_ns: u64,
     pub(crate) trace: Trace,
+    pub(crate) console: Console,
     pub(crate) stderr: String,
 }
 
@@ -32,20 +33,34 @@ pub(crate) struct Machine<'a> {
 
 impl Machine<'_> {
     pub(crate) fn run(&self, rom: &[u8]) -> Cell {
-        let frontend: Frontend = self.frontend.parse().expect("a frontend");
-        let kernel = KernelVersion::parse(self.kernel).expect("a kernel");
-        let host = Host::virtual_time(0, self.limit_ns);
-        let kernel = Kernel::boot(&host, &kernel, Arc::new(SoftEngine::new()));
         let launch = Launch::new("guest", self.cpus, self.apic, Boot::Rom(rom.into()));
-        let (console, inside) = (Console::new(), host.clone());
-        let printed = console.clone();
-        let finished = host.run("main", move || frontend.main(&inside, &kernel, &launch, &console));
-        let stderr = printed.stderr().join("\n");
-        Cell { end: finished.end, now_ns: finished.now_ns, trace: finished.trace, stderr }
+        Cell::run(self.limit_ns, self.frontend, self.kernel, launch)
     }
 }
 
 impl Cell {
+    /// Runs what a frontend launches for at most so many nanoseconds of its time.
+    pub(crate) fn run(limit_ns: u64, frontend: &str, kernel: &str, launch: Launch) -> Cell {
+        let frontend: Frontend = frontend.parse().expect("a frontend");
+        let kernel = KernelVersion::parse(kernel).expect("a kernel");
+        let host = Host::virtual_time(0, limit_ns);
+        let kernel = Kernel::boot(&host, &kernel, Arc::new(SoftEngine::new()));
+        let (console, inside) = (Console::new(), host.clone());
+        let printed = console.clone();
+        let finished = host.run("main", move || frontend.main(&inside, &kernel, &launch, &console));
+        let stderr = printed.stderr().join("\n");
+        Cell { end: finished.end, now_ns: finished.now_ns, trace: finished.trace, console: printed, stderr }
+    }
+
+    /// What the guest sent to COM1, without carriage returns.
+    pub(crate) fn serial(&self) -> String {
+        String::from_utf8_lossy(&self.console.serial()).replace('\r', "")
+    }
+
+    pub(crate) fn reported(&self, wanted: GuestReport) -> bool {
+        self.reports().any(|report| *report == wanted)
+    }
+
     fn reports(&self) -> impl Iterator<Item = &GuestReport> {
         self.trace.records.iter().filter_map(|record| match &record.event {
             Event::Report(report) => Some(report),

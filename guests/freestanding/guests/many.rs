@@ -10,26 +10,14 @@
 #![no_main]
 
 use runtime::report::{TEST_STARTED_ONCE, test};
-use runtime::scenario::{ask_for, done};
-use runtime::{Bsp, TRAMPOLINE_VECTOR, delay, enable_interrupts, expect_at, require_all, test_counters};
+use runtime::scenario::{done, start_all_at_a_time};
+use runtime::{Bsp, TRAMPOLINE_VECTOR, enable_interrupts, test_counters};
 
 runtime::guest!("many", main);
 
 fn main(bsp: Bsp) -> ! {
     let aps = bsp.aps();
-    ask_for(aps.len());
-    expect_at(TRAMPOLINE_VECTOR);
-    for ap in aps {
-        ap.init();
-    }
-    delay(10_000);
-    for _ in 0..2 {
-        for ap in aps {
-            ap.startup(TRAMPOLINE_VECTOR);
-        }
-        delay(200);
-    }
-    require_all(aps);
+    start_all_at_a_time(aps);
     test(TEST_STARTED_ONCE, None, aps.iter().all(|ap| ap.arrivals() == (1, TRAMPOLINE_VECTOR)));
     enable_interrupts();
     test_counters(aps);

@@ -16,8 +16,8 @@ mod information;
 use information::{Information, Region, Text, memory_holds};
 use runtime::console::Line;
 use runtime::report::{TEST_MEMORY_MAP, TEST_MODULES, test};
-use runtime::scenario::{ask_for, debug_exit};
-use runtime::{Bsp, TRAMPOLINE_VECTOR, delay, enable_interrupts, expect_at, require_all, test_counters};
+use runtime::scenario::{debug_exit, start_all_at_a_time};
+use runtime::{Bsp, enable_interrupts, test_counters};
 
 runtime::guest!("multiboot-test", main);
 
@@ -37,19 +37,7 @@ fn main(bsp: Bsp) -> ! {
     let status = argument(&information, "debug-exit=", 0).map_or(DEFAULT_STATUS, Text::decimal);
 
     let aps = bsp.aps();
-    ask_for(aps.len());
-    expect_at(TRAMPOLINE_VECTOR);
-    for ap in aps {
-        ap.init();
-    }
-    delay(10_000);
-    for _ in 0..2 {
-        for ap in aps {
-            ap.startup(TRAMPOLINE_VECTOR);
-        }
-        delay(200);
-    }
-    require_all(aps);
+    start_all_at_a_time(aps);
     enable_interrupts();
     let counters = test_counters(aps);
     debug_exit(aps.len(), if modules && map && counters { status } else { status + 1 })

@@ -10,10 +10,6 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The non-maskable interrupt.
 const NMI: u8 = 2;
-/// #GP.
-const GENERAL_PROTECTION: u8 = 13;
-/// How long RDMSR and WRMSR are.
-const MSR_INSTRUCTION: u64 = 2;
 /// Wakes an AP for work.
 pub const WAKE: u8 = 0x20;
 /// Hands an AP, or the BSP, the token.
@@ -131,14 +127,6 @@ struct Frame {
     rip: u64,
 }
 
-/// Whether RDMSR and WRMSR that fault are passed over.
-static SKIPS_REFUSED_MSRS: AtomicBool = AtomicBool::new(false);
-
-/// From here on an RDMSR or WRMSR that the processor refuses is passed over. The guest has no other instruction that may fault.
-pub fn skip_refused_msrs() {
-    SKIPS_REFUSED_MSRS.store(true, Ordering::Release);
-}
-
 /// Whether the guest itself sends NMIs.
 static EXPECTS_NMI: AtomicBool = AtomicBool::new(false);
 
@@ -160,7 +148,7 @@ pub(crate) fn load() {
     IDT.load();
 }
 
-extern "C" fn dispatch(frame: &mut Frame) {
+extern "C" fn dispatch(frame: &Frame) {
     let cpu = this_cpu();
     match frame.vector as u8 {
         WAKE => {
@@ -179,7 +167,6 @@ extern "C" fn dispatch(frame: &mut Frame) {
         NMI if EXPECTS_NMI.load(Ordering::Acquire) => {
             cpu.nmis.fetch_add(1, Ordering::Release);
         }
-        GENERAL_PROTECTION if SKIPS_REFUSED_MSRS.load(Ordering::Acquire) => frame.rip += MSR_INSTRUCTION,
         vector => unexpected(cpu, vector, frame),
     }
 }

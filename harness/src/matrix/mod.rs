@@ -440,7 +440,7 @@ impl Matrix {
             });
         }
         self.rules = Rules::new(rules, &self.names);
-        for (rule, used) in self.rules.uses(&self.names, &self.foreseeable()) {
+        for (rule, used) in self.rules.uses(&self.names, self.configured.iter().chain(&self.beside())) {
             if used.matches == 0 {
                 return Err(source.error(
                     rule.span.clone(),
@@ -452,15 +452,13 @@ impl Matrix {
         Ok(())
     }
 
-    /// The cells of the matrix, and those that it has with each of its operating systems that is on no axis: `--guest`
-    /// boots them, so that an expectation may be about them.
-    fn foreseeable(&self) -> Vec<Cell> {
-        let beside = self.os_guests.iter().map(|guest| &guest.name).filter(|name| !self.axes.guests.contains(name));
-        let axes = Axes { guests: beside.cloned().collect(), ..self.axes.clone() };
-        let mut cells = self.configured.clone();
+    /// The cells that the matrix has beside its own with each of its operating systems that is on no axis: `--guest` boots
+    /// them, so that an expectation may be about them.
+    fn beside(&self) -> Vec<Cell> {
+        let guests = self.os_guests.iter().map(|guest| &guest.name).filter(|name| !self.axes.guests.contains(name));
+        let axes = Axes { guests: guests.cloned().collect(), ..self.axes.clone() };
         let stated = |cell: &Cell| self.includes.iter().chain(&self.excludes).any(|cells| cells.matches(cell));
-        cells.extend(axes.product().filter(|cell| !stated(cell)));
-        cells
+        axes.product().filter(|cell| !stated(cell)).collect()
     }
 
     fn add_regression(&mut self, source: Source<'_>, table: RegressionTable) -> Result<(), ConfigError> {
@@ -535,7 +533,7 @@ impl Matrix {
     /// no cell is dead: others, more specific, say something else everywhere.
     #[must_use]
     pub fn rule_uses(&self) -> Vec<RuleUse> {
-        let uses = self.rules.uses(&self.names, &self.foreseeable());
+        let uses = self.rules.uses(&self.names, self.configured.iter().chain(&self.beside()));
         uses.into_iter()
             .map(|(rule, used)| RuleUse {
                 line: rule.line,

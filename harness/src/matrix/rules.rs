@@ -96,7 +96,7 @@ impl Rules {
     }
 
     /// Each rule and how it fares with the cells, in the order of the file.
-    pub(super) fn uses(&self, names: &Names, cells: &[Cell]) -> Vec<(&Rule, Use)> {
+    pub(super) fn uses<'a>(&self, names: &Names, cells: impl Iterator<Item = &'a Cell>) -> Vec<(&Rule, Use)> {
         let mut uses = vec![Use::default(); self.rules.len()];
         for cell in cells {
             let (mut outcome, mut parked) = (false, false);

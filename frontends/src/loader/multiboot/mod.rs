@@ -15,6 +15,7 @@ mod tests;
 
 use super::layout::{CMDLINE_MAX, Layout, PAGE, Ram};
 use super::{Entry, LoadError, Mode, OsImage, Part, Placed, Protocol, checked_string};
+use crate::libvmmapi::FOUR_GIB;
 use program::Program;
 use sections::Sections;
 use std::ops::Range;
@@ -24,7 +25,6 @@ use std::sync::Arc;
 const LOADER_NAME: &str = "spinup";
 /// Modules and the information are above.
 const ONE_MIB: u64 = 0x10_0000;
-const FOUR_GIB: u64 = 4 << 30;
 
 /// The versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Headers of both versions, in ELF programs and without them, and what the kernel is told, read as the specifications have it.
 
 use super::super::bytes::{put_u32, u32_at, u64_at};
-use super::super::tests::{elf, image, piece};
+use super::super::tests::{elf, image, lie_in_memory_and_apart, piece};
 use super::super::{LoadError, Mode, Module, OsImage, Placed, Protocol};
 use super::*;
 use proptest::prelude::*;
@@ -331,14 +331,7 @@ proptest! {
         let modules = lens.iter().map(|len| Module { file: vec![1; *len].into(), cmdline: "x".into() }).collect();
         let kernel = OsImage { modules, ..image(with_elf(true, &header)) };
         let ram = Ram::of(mib << 20);
-        let mut placed = kernel.place(ram, Some(RSDP)).expect("it fits");
-        placed.pieces.sort_by_key(|piece| piece.gpa);
-        let mut end = 0;
-        for piece in &placed.pieces {
-            prop_assert!(piece.gpa >= end, "{piece:?}");
-            end = piece.gpa + piece.bytes().len() as u64;
-        }
-        prop_assert!(end <= ram.low);
+        lie_in_memory_and_apart(kernel.place(ram, Some(RSDP)).expect("it fits"), ram)?;
     }
 
     /// Headers whose checksum is right again after the damage, so that it is not refused for that.

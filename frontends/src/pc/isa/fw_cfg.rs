@@ -4,6 +4,7 @@
 //! ports in QEMU since 2.4.
 
 use super::super::{Effect, Inout, Reaction};
+use crate::libvmmapi::FOUR_GIB;
 use crate::{Extras, FwCfgFile, FwCfgKernel};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -240,7 +241,6 @@ fn directory(files: &[FwCfgFile]) -> Vec<u8> {
 /// RAM as firmware is told of it: address, length, and type 1 (QEMU, hw/i386/e820_memory_layout.c).
 fn e820(lowmem: u64, highmem: u64) -> Vec<u8> {
     const RAM: u32 = 1;
-    const FOUR_GIB: u64 = 4 << 30;
     let mut table = Vec::new();
     for (address, len) in [(0, lowmem), (FOUR_GIB, highmem)].into_iter().filter(|(_, len)| *len != 0) {
         table.extend(u64::to_le_bytes(address));

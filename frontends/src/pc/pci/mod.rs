@@ -425,7 +425,7 @@ impl Pci {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pc::virtio::testing::Ram;
+    use crate::pc::ram::Ram;
 
     fn bus(with_movable_bar: bool) -> Pci {
         let bus = Bus { chipset: Chipset::Bhyve, movable_bar: with_movable_bar, devices: &[], bootrom: true };

@@ -14,11 +14,6 @@ mod switch;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-pub(super) mod testing {
-    pub(crate) use super::queue::tests::Ram;
-}
-
 pub(super) use function::Function;
 pub(crate) use queue::Dma;
 pub(super) use switch::Switch;

@@ -299,39 +299,8 @@ impl Queue {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use parking_lot::Mutex;
+    use crate::pc::ram::Ram;
     use proptest::prelude::*;
-
-    /// RAM from 0 on.
-    pub(crate) struct Ram(Mutex<Vec<u8>>);
-
-    impl Ram {
-        pub(crate) fn new(bytes: usize) -> Ram {
-            Ram(Mutex::new(vec![0; bytes]))
-        }
-
-        pub(crate) fn get(&self, gpa: u64, len: usize) -> Vec<u8> {
-            self.0.lock()[gpa as usize..][..len].to_vec()
-        }
-
-        pub(crate) fn put(&self, gpa: u64, bytes: &[u8]) {
-            self.0.lock()[gpa as usize..][..bytes.len()].copy_from_slice(bytes);
-        }
-    }
-
-    impl Dma for Ram {
-        fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
-            let ram = self.0.lock();
-            let from = usize::try_from(gpa).ok().and_then(|at| ram.get(at..)?.get(..bytes.len()));
-            from.map(|from| bytes.copy_from_slice(from)).is_some()
-        }
-
-        fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
-            let mut ram = self.0.lock();
-            let to = usize::try_from(gpa).ok().and_then(|at| ram.get_mut(at..)?.get_mut(..bytes.len()));
-            to.map(|to| to.copy_from_slice(bytes)).is_some()
-        }
-    }
 
     /// A driver with one queue: the parts in the legacy layout from `page` on.
     pub(crate) struct Driver<'a> {

@@ -1,8 +1,9 @@
 //! Devices in a PC, driven as a guest drives them: by ports, memory and rings, with every kind of transport.
 
-use super::queue::tests::{Driver, Ram};
+use super::queue::tests::Driver;
 use super::switch::tests::who_has_the_peer;
 use crate::pc::pci::Interrupt;
+use crate::pc::ram::Ram;
 use crate::pc::{Bus, Effect, Inout, Pc};
 use crate::pci_device::tests::numbered;
 use crate::{Chipset, Console, DeviceKind, Disk, IsaDevices, PciDevice, Stream, Transport};

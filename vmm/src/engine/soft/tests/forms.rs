@@ -3,7 +3,7 @@
 //! Forms are iced-x86's `Code`s, with their r/m operand in a register and in memory.
 
 use super::host::{CODE, DATA, DATA_LEN, Fault, HostCpu, NEAR_TARGET, SLOT, State, TARGET};
-use super::random::REGS;
+use super::random::{REGS, is_moffs};
 use super::{Bench, Random};
 use crate::engine::soft::decode;
 use crate::engine::soft::flags;
@@ -638,21 +638,6 @@ fn aim(instruction: &mut Instruction, bits: u32, state: &mut State, memory: &mut
             }
         }
     }
-}
-
-/// MOV between the accumulator and an absolute address.
-fn is_moffs(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Mov_AL_moffs8
-            | Code::Mov_AX_moffs16
-            | Code::Mov_EAX_moffs32
-            | Code::Mov_RAX_moffs64
-            | Code::Mov_moffs8_AL
-            | Code::Mov_moffs16_AX
-            | Code::Mov_moffs32_EAX
-            | Code::Mov_moffs64_RAX
-    )
 }
 
 /// Addresses `target` with a base, a displacement and perhaps an index; the numbers of both registers.

@@ -380,7 +380,7 @@ fn source_value(instruction: &Instruction, state: &State, memory: &[u8]) -> u64 
 }
 
 /// MOV between the accumulator and an absolute address.
-fn is_moffs(code: Code) -> bool {
+pub(super) fn is_moffs(code: Code) -> bool {
     matches!(
         code,
         Code::Mov_AL_moffs8
