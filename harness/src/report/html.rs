@@ -190,16 +190,18 @@ fn known_failures(results: &[CellResult]) -> Markup {
         @if !reasons.is_empty() {
             details open[reasons.len() <= 8] {
                 summary { h2 { "Expected failures" } }
-                table {
-                    thead { tr { th { "outcome" } th { "reason" } th { "reference" } th { "cells" } th { "example" } } }
-                    tbody {
-                        @for (result, pairings) in &reasons {
-                            tr {
-                                td { (Shown::of(result).text()) }
-                                td { (result.expectation.reason.as_deref().unwrap_or_default()) }
-                                td { (result.expectation.reference.as_deref().unwrap_or_default()) }
-                                td { (pairings.values().sum::<usize>()) " of " (pairings.len()) " pairings" }
-                                td { a.cell href=(format!("#{}", result.cell)) { (result.cell) } }
+                div.scroll {
+                    table {
+                        thead { tr { th { "outcome" } th { "reason" } th { "reference" } th { "cells" } th { "example" } } }
+                        tbody {
+                            @for (result, pairings) in &reasons {
+                                tr {
+                                    td { (Shown::of(result).text()) }
+                                    td { (result.expectation.reason.as_deref().unwrap_or_default()) }
+                                    td { (result.expectation.reference.as_deref().unwrap_or_default()) }
+                                    td { (pairings.values().sum::<usize>()) " in " (pairings.len()) @if pairings.len() == 1 { " pairing" } @else { " pairings" } }
+                                    td { a.cell href=(format!("#{}", result.cell)) { (result.cell) } }
+                                }
                             }
                         }
                     }
