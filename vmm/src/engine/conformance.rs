@@ -66,6 +66,7 @@ macro_rules! conformance_tests {
             from_real_mode_to_long_mode
             reset_from_long_mode
             user_mode_and_back
+            user_mode_under_a_debugger
             task_priority
             cpuid
             two_vcpus_share_memory
@@ -1433,6 +1434,18 @@ pub(super) fn reset_from_long_mode(engine: &dyn Engine) {
 }
 
 pub(super) fn user_mode_and_back(engine: &dyn Engine) {
+    expect_user_mode_and_back(engine, |_| ());
+}
+
+/// Whatever the engine does to stop at breakpoints, in user mode it is not seen.
+pub(super) fn user_mode_under_a_debugger(engine: &dyn Engine) {
+    let far = DATA + 0x100;
+    for count in [1, 8] {
+        expect_user_mode_and_back(engine, |machine| break_at(machine, far..far + count, false));
+    }
+}
+
+fn expect_user_mode_and_back(engine: &dyn Engine, prepare: impl Fn(&mut Machine)) {
     let mut machine = Machine::with_code(engine, 64, |a| {
         a.mov(eax, 32)?;
         a.ltr(ax)?;
@@ -1468,6 +1481,7 @@ pub(super) fn user_mode_and_back(engine: &dyn Engine) {
     machine.vcpu.set_reg(Reg::Cs, 24);
     machine.vcpu.set_desc(Reg::Gdtr, SegDesc { base: GDT, limit: 0x3f, access: 0 });
     machine.vcpu.set_desc(Reg::Idtr, SegDesc { base: IDT, limit: 0xfff, access: 0 });
+    prepare(&mut machine);
     machine.expect(Exit::Hlt);
     assert_eq!(machine.vcpu.reg(Reg::R13), 0x1111_2222);
     assert_eq!(machine.vcpu.reg(Reg::R14), 0, "error code");
