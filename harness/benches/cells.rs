@@ -67,6 +67,9 @@ impl Engine for Watched {
     fn backend(&self) -> String {
         SoftEngine::new().backend()
     }
+    fn lacks_traps(&self) -> Result<Option<String>, String> {
+        SoftEngine::new().lacks_traps()
+    }
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
         let machine = SoftEngine::new().machine();
         *self.0.lock() = Some(machine.clone());
@@ -84,7 +87,7 @@ fn linux(criterion: &mut Criterion) {
     let engine = Arc::new(Watched::default());
     let boot = || {
         let (os_guest, limit) = (setup.matrix.os_guest(&cell.guest), setup.limit(&cell));
-        let job = Job { cell: &cell, kernel: &kernel, os_guest, engine: engine.clone(), seed: 0, limit };
+        let job = Job { cell: &cell, kernel: &kernel, os_guest, engine: engine.clone(), seed: 0, limit, gdb: None };
         let done = execute(&job, |_| ()).expect("Linux is here, and soft runs everywhere");
         assert_eq!(done.outcome.kind, OutcomeKind::Ok);
         done.instructions.expect("soft counts them")

@@ -2,12 +2,12 @@
 
 use super::progress::Progress;
 use super::{CellArgs, Failure, SelectArgs, complain, print_and_exit};
-use crate::cell::{Cell, EngineKind};
+use crate::cell::Cell;
 use crate::matrix::verdict::Verdict;
 use crate::report::files::{Contents, Files};
 use crate::report::{self, file, grid, json, markdown};
 use crate::run::journal::{self, Journal, JournalError};
-use crate::run::{Campaign, CellResult, Engines, Explanation, Manner, Setup, Shard, Stop, run_cell};
+use crate::run::{Campaign, CellResult, Explanation, Manner, Setup, Shard, Stop, debug_cell, run_cell};
 use clap::Args;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +54,7 @@ pub(super) struct RunArgs {
     until_fail: bool,
     #[command(flatten)]
     pub(super) files: FileArgs,
-    /// Let GDB debug the guest of the one cell that is selected, on `soft`: wait for its connection to this address
+    /// Let GDB debug the guest of the one cell that is selected: wait for its connection to this address
     #[arg(long, value_name = "[HOST]:PORT", help_heading = "Debugging", conflicts_with_all = ["resume", "repeat", "until_fail", "trace_dir"])]
     gdb: Option<String>,
     /// Write the trace of each cell as a file of its name below this directory
@@ -146,21 +146,27 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Failure> {
 
 /// Runs the one cell that is selected under GDB, in this process: a worker has no network.
 fn debug(args: &RunArgs, address: &str) -> Result<Ran, Failure> {
-    let mut setup = args.cells.setup()?;
+    let setup = args.cells.setup()?;
     let cells = selected(args, &setup)?;
-    let [cell @ Cell { engine: EngineKind::Soft, .. }] = &cells[..] else {
-        return Err(Failure::Usage(format!(
-            "--gdb is for one cell on the engine soft, and {} are selected",
-            cells.len()
-        )));
+    let [cell] = &cells[..] else {
+        return Err(Failure::Usage(format!("--gdb is for one cell, and {} are selected", cells.len())));
     };
+    let Ok(engine) = setup.engines.get_for(cell.engine, setup.matrix.os_guest(&cell.guest)) else {
+        // It is not applicable, and says why.
+        let result = run_cell(&setup, cell).result;
+        return Ok(Ran::of(setup, vec![result]));
+    };
+    let lacks = engine.lacks_traps().map_err(|why| Failure::Usage(format!("--gdb: {why}")))?;
     let address = if address.starts_with(':') { format!("127.0.0.1{address}") } else { address.to_owned() };
     let listener = TcpListener::bind(&address).map_err(|error| Failure::Usage(format!("{address}: {error}")))?;
     let bound = listener.local_addr().map_err(|error| Failure::Harness(error.to_string()))?;
     // To standard error, where the guest's outcome is not.
-    let _ = writeln!(anstream::stderr(), "waiting for gdb: target remote {bound}");
-    setup.engines = Engines::debugged(listener);
-    let result = run_cell(&setup, cell).result;
+    let mut told = anstream::stderr();
+    if let Some(lacks) = lacks {
+        let _ = writeln!(told, "note: {lacks}");
+    }
+    let _ = writeln!(told, "waiting for gdb: target remote {bound}");
+    let result = debug_cell(&setup, cell, &listener).result;
     Ok(Ran::of(setup, vec![result]))
 }
 

@@ -1,30 +1,30 @@
 //! The engine between the kernel and the one that works.
 
-use super::session::Session;
-use super::target::{Mapping, SharedVcpu};
+use super::debugger::{Debugger, Next};
+use super::target::{Mapping, StoppableVcpu};
 use parking_lot::Mutex;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
-use vmm::engine::soft::NS_PER_INSTRUCTION;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmm::engine::{
     Completion, CpuidEntry, Engine, EngineError, EngineVcpu, EngineVm, Exit, FpuState, Inject, Kick, Reg, SegDesc,
-    Unimplemented,
+    Traps, Unimplemented,
 };
+use vmm::host::Host;
 use vmm::memory::{Protection, Segment};
 
 /// An engine whose one machine is under GDB. It waits for GDB when the first vCPU is about to run.
 pub struct DebuggedEngine {
     engine: Arc<dyn Engine>,
-    session: Arc<Mutex<Session>>,
+    debugger: Arc<Debugger>,
 }
 
 impl DebuggedEngine {
-    /// Puts an engine under the debugger that connects to `listener`. Its runs have to end when their budget is spent, to
-    /// the instruction, and to take turns: `soft`.
+    /// Puts an engine, for a machine on `host`, under the debugger that connects to `listener`.
     #[must_use]
-    pub fn new(engine: Arc<dyn Engine>, listener: TcpListener) -> DebuggedEngine {
-        DebuggedEngine { engine, session: Arc::new(Mutex::new(Session::new(listener))) }
+    pub fn new(engine: Arc<dyn Engine>, listener: TcpListener, host: &Host) -> DebuggedEngine {
+        DebuggedEngine { engine, debugger: Arc::new(Debugger::new(listener, host)) }
     }
 }
 
@@ -43,14 +43,18 @@ impl Engine for DebuggedEngine {
         self.engine.backend()
     }
 
+    fn lacks_traps(&self) -> Result<Option<String>, String> {
+        self.engine.lacks_traps()
+    }
+
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
-        Ok(Arc::new(DebuggedVm { vm: self.engine.create_vm()?, session: Arc::clone(&self.session) }))
+        Ok(Arc::new(DebuggedVm { vm: self.engine.create_vm()?, debugger: Arc::clone(&self.debugger) }))
     }
 }
 
 struct DebuggedVm {
     vm: Arc<dyn EngineVm>,
-    session: Arc<Mutex<Session>>,
+    debugger: Arc<Debugger>,
 }
 
 impl EngineVm for DebuggedVm {
@@ -63,63 +67,90 @@ impl EngineVm for DebuggedVm {
         protection: Protection,
     ) -> Result<(), EngineError> {
         self.vm.map(gpa, segment, offset, len, protection)?;
-        self.session.lock().machine.memory.push(Mapping { gpa, len, segment: Arc::clone(segment), offset });
+        self.debugger.session.lock().machine.memory.push(Mapping { gpa, len, segment: Arc::clone(segment), offset });
         Ok(())
     }
 
     fn unmap(&self, gpa: u64, len: u64) -> Result<(), EngineError> {
         self.vm.unmap(gpa, len)?;
-        self.session.lock().machine.memory.retain(|mapping| mapping.gpa != gpa || mapping.len != len);
+        self.debugger.session.lock().machine.memory.retain(|mapping| mapping.gpa != gpa || mapping.len != len);
         Ok(())
     }
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn EngineVcpu>, EngineError> {
-        let vcpu: SharedVcpu = Arc::new(Mutex::new(self.vm.create_vcpu(id)?));
-        self.session.lock().machine.vcpus.insert(id, Arc::clone(&vcpu));
-        Ok(Box::new(DebuggedVcpu { id, vcpu, session: Arc::clone(&self.session), now_ns: 0, elapsed_ns: 0 }))
+        let vcpu = self.vm.create_vcpu(id)?;
+        let kick = Arc::new(KernelKick { kick: vcpu.kick_handle(), kicked: AtomicBool::new(false) });
+        let stoppable = StoppableVcpu {
+            engine: Arc::new(Mutex::new(vcpu)),
+            kick: Arc::clone(&kick.kick),
+            in_guest: Arc::default(),
+        };
+        self.debugger.session.lock().add(id, stoppable.clone());
+        let debugger = Arc::clone(&self.debugger);
+        Ok(Box::new(DebuggedVcpu { id, vcpu: stoppable, kick, debugger, now_ns: 0, elapsed_ns: 0 }))
     }
 }
 
 impl Drop for DebuggedVm {
     fn drop(&mut self) {
-        self.session.lock().over();
+        self.debugger.over();
     }
 }
 
 struct DebuggedVcpu {
     id: u32,
-    vcpu: SharedVcpu,
-    session: Arc<Mutex<Session>>,
+    vcpu: StoppableVcpu,
+    kick: Arc<KernelKick>,
+    debugger: Arc<Debugger>,
     now_ns: u64,
     elapsed_ns: u64,
 }
 
+/// Kicks of the kernel's, which have to be told from the debugger's.
+struct KernelKick {
+    kick: Arc<dyn Kick>,
+    kicked: AtomicBool,
+}
+
+impl Kick for KernelKick {
+    fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        self.kick.kick();
+    }
+}
+
 impl DebuggedVcpu {
-    /// Lets GDB have its say, and returns whether it wants to be asked again after one instruction.
-    fn before(&self) -> bool {
-        let mut session = self.session.lock();
-        let mut vcpu = self.vcpu.lock();
-        if let Some(why) = session.before(self.id, &mut **vcpu) {
-            // GDB reads registers through the same lock.
-            drop(vcpu);
-            session.stop(self.id, why);
-        }
-        session.watches()
+    /// Runs for what is left of the budget.
+    fn enter(&mut self, budget_ns: u64) -> Exit {
+        let mut vcpu = self.vcpu.engine.lock();
+        vcpu.set_time(self.now_ns + self.elapsed_ns);
+        let exit = vcpu.run(budget_ns.saturating_sub(self.elapsed_ns));
+        self.elapsed_ns += vcpu.elapsed_ns();
+        exit
     }
 }
 
 impl EngineVcpu for DebuggedVcpu {
     fn run(&mut self, budget_ns: u64) -> Exit {
         self.elapsed_ns = 0;
+        let debugger = Arc::clone(&self.debugger);
+        let (id, in_guest) = (self.id, Arc::clone(&self.vcpu.in_guest));
         loop {
-            let one_by_one = self.before();
-            let mut vcpu = self.vcpu.lock();
-            vcpu.set_time(self.now_ns + self.elapsed_ns);
-            let exit = vcpu.run(if one_by_one { 1 } else { budget_ns - self.elapsed_ns });
-            self.elapsed_ns += vcpu.elapsed_ns();
-            // As there, an instruction that would exceed the budget is not begun.
-            if exit != Exit::Budget || self.elapsed_ns + NS_PER_INSTRUCTION > budget_ns {
-                return exit;
+            let resumed = debugger.session.lock().resumed;
+            // In this order: who wants it to look finds it in the guest, or it looks.
+            in_guest.store(true, Ordering::SeqCst);
+            let exit = if debugger.wants_look() { None } else { Some(self.enter(budget_ns)) };
+            in_guest.store(false, Ordering::SeqCst);
+            let next = match exit {
+                None => debugger.look(id, || self.enter(budget_ns)),
+                Some(Exit::Trap(trap)) => debugger.trapped(id, trap, resumed, || self.enter(budget_ns)),
+                Some(Exit::Kicked) if !self.kick.kicked.swap(false, Ordering::SeqCst) => Next::Guest,
+                Some(exit) => Next::Left(exit),
+            };
+            match next {
+                Next::Guest => {}
+                Next::Left(exit) => return exit,
+                Next::End => return Exit::Kicked,
             }
         }
     }
@@ -130,70 +161,74 @@ impl EngineVcpu for DebuggedVcpu {
 
     fn set_time(&mut self, now_ns: u64) {
         self.now_ns = now_ns;
-        self.vcpu.lock().set_time(now_ns);
+        self.vcpu.engine.lock().set_time(now_ns);
     }
 
     fn reg(&mut self, reg: Reg) -> u64 {
-        self.vcpu.lock().reg(reg)
+        self.vcpu.engine.lock().reg(reg)
     }
 
     fn set_reg(&mut self, reg: Reg, value: u64) {
-        self.vcpu.lock().set_reg(reg, value);
+        self.vcpu.engine.lock().set_reg(reg, value);
     }
 
     fn desc(&mut self, reg: Reg) -> SegDesc {
-        self.vcpu.lock().desc(reg)
+        self.vcpu.engine.lock().desc(reg)
     }
 
     fn set_desc(&mut self, reg: Reg, desc: SegDesc) {
-        self.vcpu.lock().set_desc(reg, desc);
+        self.vcpu.engine.lock().set_desc(reg, desc);
     }
 
     fn fpu(&mut self) -> FpuState {
-        self.vcpu.lock().fpu()
+        self.vcpu.engine.lock().fpu()
     }
 
     fn set_fpu(&mut self, state: &FpuState) {
-        self.vcpu.lock().set_fpu(state);
+        self.vcpu.engine.lock().set_fpu(state);
     }
 
     fn set_cpuid(&mut self, table: &[CpuidEntry]) {
-        self.vcpu.lock().set_cpuid(table);
+        self.vcpu.engine.lock().set_cpuid(table);
     }
 
     fn set_cr8(&mut self, tpr: u8) {
-        self.vcpu.lock().set_cr8(tpr);
+        self.vcpu.engine.lock().set_cr8(tpr);
     }
 
     fn instructions(&self) -> Option<u64> {
-        self.vcpu.lock().instructions()
+        self.vcpu.engine.lock().instructions()
     }
 
     fn complete(&mut self, completion: Completion) {
-        self.vcpu.lock().complete(completion);
+        self.vcpu.engine.lock().complete(completion);
     }
 
     fn interruptible(&mut self) -> bool {
-        self.vcpu.lock().interruptible()
+        self.vcpu.engine.lock().interruptible()
     }
 
     fn request_interrupt_window(&mut self, wanted: bool) {
-        self.vcpu.lock().request_interrupt_window(wanted);
+        self.vcpu.engine.lock().request_interrupt_window(wanted);
     }
 
     fn inject(&mut self, event: Inject) {
-        self.vcpu.lock().inject(event);
+        self.vcpu.engine.lock().inject(event);
     }
 
     fn translate(&mut self, linear: u64) -> Option<u64> {
-        self.vcpu.lock().translate(linear)
+        self.vcpu.engine.lock().translate(linear)
     }
 
     fn take_unimplemented(&mut self) -> Vec<Unimplemented> {
-        self.vcpu.lock().take_unimplemented()
+        self.vcpu.engine.lock().take_unimplemented()
+    }
+
+    fn set_traps(&mut self, traps: &Traps) {
+        self.vcpu.engine.lock().set_traps(traps);
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {
-        self.vcpu.lock().kick_handle()
+        Arc::clone(&self.kick) as Arc<dyn Kick>
     }
 }

@@ -36,15 +36,10 @@ mod fxsave {
     pub(super) const XMM: usize = 160;
 }
 
-/// The address of the next instruction: linear, for GDB knows no segments.
-pub(super) fn linear_rip(vcpu: &mut dyn EngineVcpu) -> u64 {
-    vcpu.desc(Reg::Cs).base.wrapping_add(vcpu.reg(Reg::Rip))
-}
-
-/// Reads all registers.
+/// Reads all registers. RIP is linear, for GDB knows no segments.
 pub(super) fn read(vcpu: &mut dyn EngineVcpu) -> X86_64CoreRegs {
     let mut regs = X86_64CoreRegs { regs: GENERAL.map(|reg| vcpu.reg(reg)), ..X86_64CoreRegs::default() };
-    regs.rip = linear_rip(vcpu);
+    regs.rip = vcpu.linear_rip();
     regs.eflags = vcpu.reg(Reg::Rflags) as u32;
     let [cs, ss, ds, es, fs, gs] =
         [Reg::Cs, Reg::Ss, Reg::Ds, Reg::Es, Reg::Fs, Reg::Gs].map(|reg| vcpu.reg(reg) as u32);

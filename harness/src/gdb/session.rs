@@ -1,37 +1,23 @@
 //! The conversation with GDB.
 
-use super::registers::linear_rip;
-use super::target::{Machine, tid};
+use super::target::{Machine, StoppableVcpu, tid};
+use super::wire::{Sighted, Watched, Wire};
 use gdbstub::common::Signal;
-use gdbstub::conn::ConnectionExt;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
-use gdbstub::stub::{GdbStub, MultiThreadStopReason};
-use std::io;
-use std::net::{TcpListener, TcpStream};
-use vmm::engine::EngineVcpu;
+use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
+use std::net::TcpListener;
+use vmm::engine::{Trap, Traps};
 
-type Stub = GdbStubStateMachine<'static, Machine, TcpStream>;
+type Stub = GdbStubStateMachine<'static, Machine, Wire>;
 type Stop = MultiThreadStopReason<u64>;
-
-/// How often a vCPU runs before the connection is looked at for an interrupt.
-const RUNS_BETWEEN_LOOKS: u32 = 64;
 
 /// A debugger and its machine.
 pub(super) struct Session {
     listener: TcpListener,
     pub(super) machine: Machine,
     stub: State,
-    runs: u32,
-    /// The vCPU that was let go, where it was, and how many instructions it had executed: a breakpoint there has done its
-    /// work until the instruction is done, which an access to a port interrupts.
-    let_go: Option<(u32, u64, u64)>,
-    /// How many instructions the vCPU that makes a step had executed before.
-    step_from: u64,
-}
-
-/// How many instructions a vCPU has executed.
-fn executed(vcpu: &dyn EngineVcpu) -> u64 {
-    vcpu.instructions().unwrap_or(0)
+    /// How often GDB has let the machine go.
+    pub(super) resumed: u64,
 }
 
 enum State {
@@ -42,90 +28,124 @@ enum State {
     Gone,
 }
 
+/// Why the machine stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// It has not begun: GDB has to connect first.
+    Start,
+    Trap(Trap),
+    /// GDB sent something while the guest ran, which can only be an interrupt, or went away.
+    Interrupted(Sighted),
+}
+
+/// How a conversation ended.
+pub(super) enum Resumption {
+    /// The machine goes on.
+    All,
+    /// The vCPU that stopped makes one step, and the others wait for it.
+    StepAlone,
+    /// GDB wants the machine gone.
+    Kill,
+}
+
+/// What one side has to hear of the other's end.
+type Talk<T> = Result<T, String>;
+
+fn words(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
 impl Session {
     pub(super) fn new(listener: TcpListener) -> Session {
-        Session { listener, machine: Machine::default(), stub: State::Waiting, runs: 0, let_go: None, step_from: 0 }
+        Session { listener, machine: Machine::default(), stub: State::Waiting, resumed: 0 }
     }
 
-    /// Whether runs have to be cut after each instruction.
-    pub(super) fn watches(&self) -> bool {
-        matches!(self.stub, State::Connected(_))
-            && (!self.machine.breakpoints.is_empty() || self.machine.stepping.is_some())
-    }
-
-    /// Called before a vCPU runs. Returns when it may: at once, or when GDB lets it go.
-    pub(super) fn before(&mut self, id: u32, vcpu: &mut dyn EngineVcpu) -> Option<Reason> {
-        if let State::Waiting = self.stub {
-            return Some(Reason::Start);
-        }
-        if let State::Gone = self.stub {
+    /// Waits for GDB to connect, and returns the end of the connection that is to be watched; `None` when it has done so before.
+    pub(super) fn connect(&mut self) -> Option<Watched> {
+        if !matches!(self.stub, State::Waiting) {
             return None;
         }
-        if self.watches() {
-            let (rip, count) = (linear_rip(vcpu), executed(vcpu));
-            let unfinished =
-                self.let_go.is_some_and(|(let_go, at, from)| let_go == id && at == rip && count <= from + 1);
-            if !unfinished {
-                self.let_go.take_if(|(let_go, ..)| *let_go == id);
-                if self.machine.breakpoints.contains(&rip) {
-                    return Some(Reason::Breakpoint);
-                }
+        let connection = self.listener.accept().map_err(words).and_then(|(connection, _)| {
+            let (wire, watched) = Wire::new(connection).map_err(words)?;
+            Ok((GdbStub::new(wire).run_state_machine(&mut self.machine).map_err(words)?, watched))
+        });
+        match connection {
+            Ok((stub, watched)) => {
+                self.stub = State::Connected(stub);
+                Some(watched)
             }
-            if self.machine.stepping == Some(id) && count > self.step_from {
-                return Some(Reason::Stepped);
+            Err(error) => {
+                self.lose(&error);
+                None
             }
         }
-        self.runs = self.runs.wrapping_add(1);
-        (self.runs.is_multiple_of(RUNS_BETWEEN_LOOKS) && self.interrupted()).then_some(Reason::Interrupted)
     }
 
-    /// Whether GDB has sent something while the guest runs, which can only be an interrupt.
-    fn interrupted(&mut self) -> bool {
-        let State::Connected(GdbStubStateMachine::Running(running)) = &mut self.stub else { return false };
-        // An error is found again, and handled, when the byte is read.
-        !matches!(running.borrow_conn().peek(), Ok(None))
+    /// Whether there is a GDB that can be told of a stop.
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(self.stub, State::Connected(_))
     }
 
-    /// Stops the machine because of vCPU `id`, and talks to GDB until it lets the machine go.
-    pub(super) fn stop(&mut self, id: u32, why: Reason) {
-        if let Err(error) = self.talk(id, why) {
-            // GDB went away in its own way.
-            let _gone = writeln_to_stderr(&format!("gdb: {error}"));
-            self.stub = State::Gone;
+    /// Whether something that GDB sent while the guest ran has still to be heard.
+    pub(super) fn has(&mut self, sighted: Sighted) -> bool {
+        match &mut self.stub {
+            State::Connected(GdbStubStateMachine::Running(running)) => running.borrow_conn().has(sighted),
+            _ => false,
         }
-        let rip = self.machine.vcpus.get(&id).map_or(0, |vcpu| linear_rip(&mut **vcpu.lock()));
-        let counts = |id| self.machine.vcpus.get(&id).map_or(0, |vcpu| executed(&**vcpu.lock()));
-        self.let_go = Some((id, rip, counts(id)));
-        self.step_from = self.machine.stepping.map_or(0, counts);
     }
 
-    fn talk(&mut self, id: u32, why: Reason) -> Result<(), String> {
-        let words = |error: io::Error| error.to_string();
-        let mut stub = match std::mem::replace(&mut self.stub, State::Gone) {
-            State::Gone => return Ok(()),
-            State::Waiting => {
-                let (connection, _) = self.listener.accept().map_err(words)?;
-                connection.set_nodelay(true).map_err(words)?;
-                GdbStub::new(connection).run_state_machine(&mut self.machine).map_err(|error| error.to_string())?
-            }
-            State::Connected(GdbStubStateMachine::Running(running)) if why != Reason::Interrupted => {
-                let stop = match why {
-                    Reason::Breakpoint => Stop::SwBreak(tid(id)),
-                    _ => Stop::SignalWithThread { tid: tid(id), signal: Signal::SIGTRAP },
-                };
-                running.report_stop(&mut self.machine, stop).map_err(|error| error.to_string())?
-            }
+    /// Tells GDB that vCPU `id` has stopped, with all others, and does what it asks for until it lets the machine go.
+    pub(super) fn stop(&mut self, id: u32, why: Reason) -> Resumption {
+        self.resumed += 1;
+        let resumption = self.talk(id, why).unwrap_or_else(|error| {
+            self.lose(&error);
+            Resumption::All
+        });
+        for (&other, vcpu) in &self.machine.vcpus {
+            vcpu.engine.lock().set_traps(&self.traps(other, other == id));
+        }
+        resumption
+    }
+
+    /// What vCPU `id` stops for.
+    fn traps(&self, id: u32, pass: bool) -> Traps {
+        if !self.is_connected() {
+            return Traps::default();
+        }
+        let Machine { breakpoints, stepping, .. } = &self.machine;
+        Traps { step: *stepping == Some(id), breakpoints: breakpoints.clone(), pass }
+    }
+
+    /// The machine has one vCPU more.
+    pub(super) fn add(&mut self, id: u32, vcpu: StoppableVcpu) {
+        vcpu.engine.lock().set_traps(&self.traps(id, false));
+        self.machine.vcpus.insert(id, vcpu);
+    }
+
+    fn talk(&mut self, id: u32, why: Reason) -> Talk<Resumption> {
+        let stub = match std::mem::replace(&mut self.stub, State::Gone) {
             State::Connected(stub) => stub,
+            State::Waiting | State::Gone => return Ok(Resumption::All),
         };
-        let mut interrupted = false;
+        let mut stub = match (why, stub) {
+            (Reason::Trap(trap), GdbStubStateMachine::Running(running)) => {
+                let stop = match trap {
+                    Trap::Breakpoint => Stop::SwBreak(tid(id)),
+                    Trap::Step => Stop::SignalWithThread { tid: tid(id), signal: Signal::SIGTRAP },
+                };
+                running.report_stop(&mut self.machine, stop).map_err(words)?
+            }
+            (_, stub) => stub,
+        };
+        let mut unheard = matches!(why, Reason::Interrupted(_));
         loop {
             stub = match stub {
                 GdbStubStateMachine::Idle(mut idle) => {
                     let byte = idle.borrow_conn().read().map_err(words)?;
                     idle.incoming_data(&mut self.machine, byte)
                 }
-                GdbStubStateMachine::Running(mut running) if why == Reason::Interrupted && !interrupted => {
-                    interrupted = true;
+                GdbStubStateMachine::Running(mut running) if unheard => {
+                    unheard = false;
                     let byte = running.borrow_conn().read().map_err(words)?;
                     running.incoming_data(&mut self.machine, byte)
                 }
@@ -133,14 +153,30 @@ impl Session {
                     let stop = Stop::SignalWithThread { tid: tid(id), signal: Signal::SIGINT };
                     interrupt.interrupt_handled(&mut self.machine, Some(stop))
                 }
-                GdbStubStateMachine::Disconnected(_) => return Ok(()),
+                GdbStubStateMachine::Disconnected(gone) => {
+                    return Ok(match gone.get_reason() {
+                        DisconnectReason::Kill => Resumption::Kill,
+                        _ => Resumption::All,
+                    });
+                }
                 running @ GdbStubStateMachine::Running(_) => {
                     self.stub = State::Connected(running);
-                    return Ok(());
+                    let Machine { stepping, others_wait, .. } = self.machine;
+                    return Ok(if others_wait && stepping == Some(id) {
+                        Resumption::StepAlone
+                    } else {
+                        Resumption::All
+                    });
                 }
             }
-            .map_err(|error| error.to_string())?;
+            .map_err(words)?;
         }
+    }
+
+    /// GDB went away in its own way.
+    fn lose(&mut self, error: &str) {
+        self.stub = State::Gone;
+        let _ = say(&format!("gdb: {error}; the guest goes on alone"));
     }
 
     /// Tells GDB that the machine is gone.
@@ -148,22 +184,12 @@ impl Session {
         if let State::Connected(GdbStubStateMachine::Running(running)) = std::mem::replace(&mut self.stub, State::Gone)
         {
             // Whether GDB hears it is its own business now.
-            let _heard = running.report_stop(&mut self.machine, Stop::Exited(0));
+            let _ = running.report_stop(&mut self.machine, Stop::Exited(0));
         }
     }
 }
 
-/// Why the machine stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// It has not begun: GDB has to connect first.
-    Start,
-    Breakpoint,
-    Stepped,
-    Interrupted,
-}
-
-fn writeln_to_stderr(line: &str) -> io::Result<()> {
-    use io::Write as _;
+fn say(line: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
     writeln!(anstream::stderr(), "{line}")
 }

@@ -14,15 +14,23 @@ use gdbstub::target::ext::breakpoints::{
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 use gdbstub_arch::x86::X86_64_SSE;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use vmm::engine::EngineVcpu;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vmm::engine::{EngineVcpu, Kick};
 use vmm::memory::{PAGE_SIZE, Segment};
 
 /// A vCPU that the kernel and the debugger share.
-pub(super) type SharedVcpu = Arc<Mutex<Box<dyn EngineVcpu>>>;
+#[derive(Clone)]
+pub(super) struct StoppableVcpu {
+    /// Locked while the vCPU is in the guest.
+    pub(super) engine: Arc<Mutex<Box<dyn EngineVcpu>>>,
+    pub(super) kick: Arc<dyn Kick>,
+    /// It is in the guest, or about to enter it.
+    pub(super) in_guest: Arc<AtomicBool>,
+}
 
 /// Guest memory at an address.
 #[derive(Clone)]
@@ -37,12 +45,14 @@ pub(super) struct Mapping {
 #[derive(Default)]
 pub(super) struct Machine {
     /// The vCPUs by APIC ID.
-    pub(super) vcpus: BTreeMap<u32, SharedVcpu>,
+    pub(super) vcpus: BTreeMap<u32, StoppableVcpu>,
     pub(super) memory: Vec<Mapping>,
     /// Linear addresses at which any vCPU stops.
     pub(super) breakpoints: BTreeSet<u64>,
     /// The vCPU that stops after one instruction.
     pub(super) stepping: Option<u32>,
+    /// The others are not to go on meanwhile.
+    pub(super) others_wait: bool,
 }
 
 /// The thread of a vCPU: numbers from 1.
@@ -51,8 +61,13 @@ pub(super) fn tid(id: u32) -> Tid {
 }
 
 impl Machine {
-    fn vcpu(&self, tid: Tid) -> Option<&SharedVcpu> {
-        self.vcpus.get(&id(tid))
+    /// Has every vCPU that is in the guest leave it.
+    pub(super) fn leave_guest(&self) {
+        self.vcpus.values().filter(|vcpu| vcpu.in_guest.load(Ordering::SeqCst)).for_each(|vcpu| vcpu.kick.kick());
+    }
+
+    fn vcpu(&self, tid: Tid) -> Option<MutexGuard<'_, Box<dyn EngineVcpu>>> {
+        Some(self.vcpus.get(&id(tid))?.engine.lock())
     }
 
     /// Calls `with` with each part of a linear range that lies in one page of memory: the segment, the offset in it, and
@@ -64,12 +79,12 @@ impl Machine {
         len: usize,
         mut with: impl FnMut(&Segment, u64, std::ops::Range<usize>),
     ) -> usize {
-        let Some(vcpu) = self.vcpu(tid) else { return 0 };
+        let Some(mut vcpu) = self.vcpu(tid) else { return 0 };
         let mut done = 0;
         while done < len {
             let linear = start.wrapping_add(done as u64);
             let in_page = (PAGE_SIZE - linear % PAGE_SIZE).min((len - done) as u64);
-            let Some(gpa) = vcpu.lock().translate(linear) else { break };
+            let Some(gpa) = vcpu.translate(linear) else { break };
             let Some(mapping) = self.memory.iter().find(|m| m.gpa <= gpa && gpa + in_page <= m.gpa + m.len) else {
                 break;
             };
@@ -100,14 +115,14 @@ impl Target for Machine {
 
 impl MultiThreadBase for Machine {
     fn read_registers(&mut self, regs: &mut <X86_64_SSE as Arch>::Registers, tid: Tid) -> TargetResult<(), Machine> {
-        let vcpu = self.vcpu(tid).ok_or(TargetError::NonFatal)?;
-        *regs = registers::read(&mut **vcpu.lock());
+        let mut vcpu = self.vcpu(tid).ok_or(TargetError::NonFatal)?;
+        *regs = registers::read(&mut **vcpu);
         Ok(())
     }
 
     fn write_registers(&mut self, regs: &<X86_64_SSE as Arch>::Registers, tid: Tid) -> TargetResult<(), Machine> {
-        let vcpu = self.vcpu(tid).ok_or(TargetError::NonFatal)?;
-        registers::write(&mut **vcpu.lock(), regs);
+        let mut vcpu = self.vcpu(tid).ok_or(TargetError::NonFatal)?;
+        registers::write(&mut **vcpu, regs);
         Ok(())
     }
 
@@ -149,7 +164,8 @@ impl ThreadExtraInfo for Machine {
     }
 }
 
-/// All vCPUs go on together, whatever GDB wants of the others: a vCPU that stood still would stop virtual time.
+/// All vCPUs go on together, but for a step of the one that stopped, for which GDB may want the others to wait. Nobody can go on alone for
+/// longer: what a vCPU leaves the guest for may need the others.
 impl MultiThreadResume for Machine {
     fn resume(&mut self) -> Result<(), Infallible> {
         Ok(())
@@ -157,6 +173,7 @@ impl MultiThreadResume for Machine {
 
     fn clear_resume_actions(&mut self) -> Result<(), Infallible> {
         self.stepping = None;
+        self.others_wait = false;
         Ok(())
     }
 
@@ -173,9 +190,9 @@ impl MultiThreadResume for Machine {
     }
 }
 
-/// GDB asks for it when it steps. The others go on all the same, as above; a step is over after one instruction.
 impl MultiThreadSchedulerLocking for Machine {
     fn set_resume_action_scheduler_lock(&mut self) -> Result<(), Infallible> {
+        self.others_wait = true;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Setup;
 use crate::cell::{Cell, EngineKind};
+use crate::gdb::DebuggedEngine;
 use crate::matrix::verdict::Verdict;
 use crate::matrix::{Expectation, OsGuest, Prepared};
 use crate::outcome::{Observed, Outcome, OutcomeKind, observe};
@@ -9,6 +10,7 @@ use crate::trace::{CELL_LANE, StoredTrace, describe, lane};
 use frontends::{Boot, Console, Frontend, Keyboard, Launch, Stream};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmm::engine::Engine;
@@ -106,6 +108,8 @@ pub struct Job<'a> {
     pub seed: u64,
     /// How long it may take: in virtual time on `soft`, in real time on `kvm`.
     pub limit: Duration,
+    /// Where GDB connects that debugs its guest, if one is to. While it has stopped the guest, no time passes.
+    pub gdb: Option<&'a TcpListener>,
 }
 
 /// What a cell did, before anybody compares it with what was expected.
@@ -144,11 +148,24 @@ pub fn run_cell(setup: &Setup, cell: &Cell) -> CellRun {
 /// As [`run_cell`].
 #[must_use]
 pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
+    run(setup, cell, seed, None)
+}
+
+/// [`run_cell`] with its guest under the GDB that connects to `listener`.
+///
+/// # Panics
+/// As [`run_cell`].
+#[must_use]
+pub fn debug_cell(setup: &Setup, cell: &Cell, listener: &TcpListener) -> CellRun {
+    run(setup, cell, setup.seed, Some(listener))
+}
+
+fn run(setup: &Setup, cell: &Cell, seed: u64, gdb: Option<&TcpListener>) -> CellRun {
     let _slot = setup.engines.slot(cell.engine);
     let kernel = setup.matrix.kernel(&cell.kernel).expect("the matrix knows the cell's kernel");
     let os_guest = setup.matrix.os_guest(&cell.guest);
     let executed = setup.engines.get_for(cell.engine, os_guest).and_then(|engine| {
-        execute(&Job { cell, kernel: &kernel, os_guest, engine, seed, limit: setup.limit(cell) }, |_| ())
+        execute(&Job { cell, kernel: &kernel, os_guest, engine, seed, limit: setup.limit(cell), gdb }, |_| ())
     });
     let execution = match executed {
         Ok(execution) => execution,
@@ -183,12 +200,12 @@ pub fn run_seeded(setup: &Setup, cell: &Cell, seed: u64) -> CellRun {
 /// Runs a cell; `began` gets its host before it does anything, to watch it with.
 ///
 /// # Errors
-/// Why its guest, an operating system, cannot be had here.
+/// Why its guest, an operating system, or its debugger cannot be had here.
 ///
 /// # Panics
 /// When its frontend or its guest do not exist.
 pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, String> {
-    let Job { cell, kernel, os_guest, engine, seed, limit } = job;
+    let Job { cell, kernel, os_guest, engine, seed, limit, gdb } = job;
     let start = Instant::now();
     let frontend = Frontend::named(&cell.frontend).expect("the catalog knows the cell's frontend");
     let launch = launch(cell, *os_guest, *seed)?;
@@ -197,7 +214,14 @@ pub fn execute(job: &Job<'_>, began: impl FnOnce(&Host)) -> Result<Execution, St
         EngineKind::Kvm => Host::threads(*limit),
     };
     began(&host);
-    let booted = Kernel::boot(&host, kernel, engine.clone());
+    let engine: Arc<dyn Engine> = match gdb {
+        Some(listener) => {
+            let listener = listener.try_clone().map_err(|error| format!("Cannot listen for GDB: {error}"))?;
+            Arc::new(DebuggedEngine::new(engine.clone(), listener, &host))
+        }
+        None => engine.clone(),
+    };
+    let booted = Kernel::boot(&host, kernel, engine);
     let console = console(&host, *os_guest);
     let finished = {
         let (inside, booted, console) = (host.clone(), booted.clone(), console.clone());

@@ -2,9 +2,7 @@
 
 use super::speed;
 use crate::cell::EngineKind;
-use crate::gdb::DebuggedEngine;
 use crate::matrix::OsGuest;
-use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, OnceLock, PoisonError};
 use vmm::engine::Engine;
@@ -41,13 +39,6 @@ impl Engines {
             kvm_slots: LazyLock::new(|| Mutex::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))),
             kvm_slot_free: Condvar::new(),
         }
-    }
-
-    /// The engines, with `soft` under the debugger that connects to `listener`.
-    #[must_use]
-    pub fn debugged(listener: TcpListener) -> Engines {
-        let engines = Engines::new();
-        Engines { soft: Arc::new(DebuggedEngine::new(engines.soft.clone(), listener)), ..engines }
     }
 
     /// The engine.

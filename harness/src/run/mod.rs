@@ -18,7 +18,7 @@ pub mod wire;
 pub mod worker;
 
 pub use campaign::{Campaign, Manner, Observer};
-pub use cell::{CellResult, CellRun, Divergence, Execution, Job, Try, execute, run_cell, run_seeded};
+pub use cell::{CellResult, CellRun, Divergence, Execution, Job, Try, debug_cell, execute, run_cell, run_seeded};
 pub use engines::Engines;
 pub use explain::{Explanation, neighbours};
 pub use pool::Pool;

@@ -126,7 +126,7 @@ impl Task {
         os_guest: Option<&'a crate::matrix::OsGuest>,
         engine: std::sync::Arc<dyn vmm::engine::Engine>,
     ) -> Job<'a> {
-        Job { cell: &self.cell, kernel, os_guest, engine, seed: self.seed, limit: self.limit }
+        Job { cell: &self.cell, kernel, os_guest, engine, seed: self.seed, limit: self.limit, gdb: None }
     }
 }
 

@@ -44,6 +44,11 @@ macro_rules! conformance_tests {
             kick_from_another_thread
             kick_before_the_run
             budget
+            steps
+            breakpoints
+            breakpoints_in_long_mode
+            many_breakpoints
+            traps_leave_budgets_and_kicks_alone
             registers_round_trip
             descriptors_round_trip
             power_up_state
@@ -61,6 +66,7 @@ macro_rules! conformance_tests {
             from_real_mode_to_long_mode
             reset_from_long_mode
             user_mode_and_back
+            user_mode_under_a_debugger
             task_priority
             cpuid
             two_vcpus_share_memory
@@ -773,6 +779,115 @@ pub(super) fn budget(engine: &dyn Engine) {
     assert_eq!(machine.vcpu.run(1), Exit::Budget);
 }
 
+/// Has the next run end behind one instruction.
+fn step(machine: &mut Machine) {
+    machine.vcpu.set_traps(&Traps { step: true, ..Traps::default() });
+}
+
+fn break_at(machine: &mut Machine, breakpoints: impl IntoIterator<Item = u64>, pass: bool) {
+    machine.vcpu.set_traps(&Traps { step: false, breakpoints: breakpoints.into_iter().collect(), pass });
+}
+
+pub(super) fn steps(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| {
+        a.mov(ax, MMIO as u32 >> 4)?;
+        a.mov(ds, ax)?;
+        a.out(0x80, al)?;
+        a.mov(byte_ptr(0), al)?;
+        a.mov(al, byte_ptr(0))?;
+        a.add(byte_ptr(0), 1)?;
+        a.in_(al, 0x81)?;
+        a.pushf()?;
+        a.hlt()?;
+        a.nop()
+    });
+    let at = |machine: &mut Machine| machine.vcpu.linear_rip() - CODE;
+    for behind in [3, 5] {
+        step(&mut machine);
+        machine.expect(Exit::Trap(Trap::Step));
+        assert_eq!(at(&mut machine), behind);
+    }
+    machine.expect(Exit::Trap(Trap::Step)); // until traps are set anew
+    // What leaves the guest does so first, and is then a step like any other.
+    let write = |data| (Exit::MmioWrite { gpa: MMIO, size: 1, data }, Completion::Done);
+    let read = (Exit::MmioRead { gpa: MMIO, size: 1 }, Completion::Value(7));
+    let accesses = [
+        (7, vec![(Exit::IoOut { port: 0x80, size: 1, data: 0 }, Completion::Done)]),
+        (10, vec![write(0)]),
+        (13, vec![read.clone()]),
+        (18, vec![read, write(8)]),
+        (20, vec![(Exit::IoIn { port: 0x81, size: 1 }, Completion::Value(9))]),
+        (21, vec![]),
+        (22, vec![(Exit::Hlt, Completion::Done)]),
+        (23, vec![]),
+    ];
+    for (behind, exits) in accesses {
+        step(&mut machine);
+        for (exit, completion) in exits {
+            machine.answer(exit, completion);
+        }
+        machine.expect(Exit::Trap(Trap::Step));
+        assert_eq!(at(&mut machine), behind);
+    }
+    assert_eq!(machine.ax() & 0xff, 9);
+    assert_eq!(u16::from_le_bytes(machine.read(STACK - 2)) & 0x100, 0, "the guest sees no trap flag");
+}
+
+/// [`busy_loop`] and its rounds, with a breakpoint on its first instruction.
+fn expect_breakpoints(machine: &mut Machine) {
+    break_at(machine, [CODE, CODE + 0x100], false);
+    for round in 0..3 {
+        for _ in 0..2 {
+            machine.expect(Exit::Trap(Trap::Breakpoint)); // until traps are set anew
+            assert_eq!((machine.vcpu.linear_rip(), machine.vcpu.reg(Reg::Rbx)), (CODE, round));
+        }
+        break_at(machine, [CODE, CODE + 0x100], true);
+    }
+    machine.vcpu.set_traps(&Traps::default());
+    assert_eq!(machine.vcpu.run(1_000_000), Exit::Budget);
+    assert!(machine.vcpu.reg(Reg::Rbx) > 3);
+}
+
+pub(super) fn breakpoints(engine: &dyn Engine) {
+    expect_breakpoints(&mut Machine::new(engine, busy_loop));
+}
+
+pub(super) fn breakpoints_in_long_mode(engine: &dyn Engine) {
+    let mut machine = Machine::with_code(engine, 64, busy_loop);
+    enter_long_mode(&mut machine);
+    expect_breakpoints(&mut machine);
+}
+
+pub(super) fn many_breakpoints(engine: &dyn Engine) {
+    let mut machine = Machine::new(engine, |a| {
+        for _ in 0..20 {
+            a.nop()?;
+        }
+        a.hlt()
+    });
+    let breakpoints = [2, 3, 5, 7, 11, 13, 17, 19].map(|at| CODE + at);
+    break_at(&mut machine, breakpoints, false);
+    for at in breakpoints {
+        machine.expect(Exit::Trap(Trap::Breakpoint));
+        assert_eq!(machine.vcpu.linear_rip(), at);
+        break_at(&mut machine, breakpoints, true);
+    }
+    machine.expect(Exit::Hlt);
+}
+
+pub(super) fn traps_leave_budgets_and_kicks_alone(engine: &dyn Engine) {
+    let far = CODE + 0x100;
+    for breakpoints in [vec![far], (far..far + 8).collect()] {
+        let mut machine = Machine::new(engine, busy_loop);
+        break_at(&mut machine, breakpoints, false);
+        assert_eq!(machine.vcpu.run(1_000_000), Exit::Budget);
+        assert!(machine.vcpu.elapsed_ns() <= 1_000_000);
+        assert!(machine.vcpu.reg(Reg::Rbx) > 1);
+        machine.vcpu.kick_handle().kick();
+        machine.expect(Exit::Kicked);
+    }
+}
+
 pub(super) fn registers_round_trip(engine: &dyn Engine) {
     let mut machine = Machine::new(engine, |a| a.hlt());
     use Reg::*;
@@ -1319,6 +1434,18 @@ pub(super) fn reset_from_long_mode(engine: &dyn Engine) {
 }
 
 pub(super) fn user_mode_and_back(engine: &dyn Engine) {
+    expect_user_mode_and_back(engine, |_| ());
+}
+
+/// Whatever the engine does to stop at breakpoints, in user mode it is not seen.
+pub(super) fn user_mode_under_a_debugger(engine: &dyn Engine) {
+    let far = DATA + 0x100;
+    for count in [1, 8] {
+        expect_user_mode_and_back(engine, |machine| break_at(machine, far..far + count, false));
+    }
+}
+
+fn expect_user_mode_and_back(engine: &dyn Engine, prepare: impl Fn(&mut Machine)) {
     let mut machine = Machine::with_code(engine, 64, |a| {
         a.mov(eax, 32)?;
         a.ltr(ax)?;
@@ -1354,6 +1481,7 @@ pub(super) fn user_mode_and_back(engine: &dyn Engine) {
     machine.vcpu.set_reg(Reg::Cs, 24);
     machine.vcpu.set_desc(Reg::Gdtr, SegDesc { base: GDT, limit: 0x3f, access: 0 });
     machine.vcpu.set_desc(Reg::Idtr, SegDesc { base: IDT, limit: 0xfff, access: 0 });
+    prepare(&mut machine);
     machine.expect(Exit::Hlt);
     assert_eq!(machine.vcpu.reg(Reg::R13), 0x1111_2222);
     assert_eq!(machine.vcpu.reg(Reg::R14), 0, "error code");

@@ -16,6 +16,9 @@ mod conformance;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod soft;
+mod traps;
+
+pub use traps::{Trap, Traps};
 
 use crate::memory::{Protection, Segment};
 use std::fmt;
@@ -192,6 +195,8 @@ pub enum Exit {
     Budget,
     /// Somebody called [`Kick::kick`].
     Kicked,
+    /// A trap was met that [`EngineVcpu::set_traps`] asked for.
+    Trap(Trap),
     /// The engine cannot go on, through its own fault or the host's.
     Failed(String),
 }
@@ -223,6 +228,12 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// What stands behind the engine, for reports: the crate's own processor, or the host's KVM module.
     fn backend(&self) -> String;
+
+    /// What [`EngineVcpu::set_traps`] does not do here though it should, in one sentence.
+    ///
+    /// # Errors
+    /// Why it does nothing at all, in one sentence.
+    fn lacks_traps(&self) -> Result<Option<String>, String>;
 
     /// Makes an empty virtual machine.
     ///
@@ -285,7 +296,13 @@ pub trait EngineVcpu: Send {
     /// Sets CR8 from bits 7:4 of the local APIC's TPR.
     fn set_cr8(&mut self, tpr: u8);
 
-    /// Runs the guest for at most `budget_ns` nanoseconds of the engine's time, at least one instruction.
+    /// The linear address of the next instruction.
+    fn linear_rip(&mut self) -> u64 {
+        self.desc(Reg::Cs).base.wrapping_add(self.reg(Reg::Rip))
+    }
+
+    /// Runs the guest for at most `budget_ns` nanoseconds of the engine's time, at least one instruction unless a trap comes
+    /// before it.
     fn run(&mut self, budget_ns: u64) -> Exit;
 
     /// How much time the last run took, in nanoseconds of virtual time. 0 where time is real.
@@ -310,6 +327,9 @@ pub trait EngineVcpu: Send {
 
     /// Delivers an event at the start of the next run.
     fn inject(&mut self, event: Inject);
+
+    /// Sets what ends runs with [`Exit::Trap`], in place of what was set before; at first nothing does.
+    fn set_traps(&mut self, traps: &Traps);
 
     /// Translates a linear address for the vCPU's present mode and privilege, without setting accessed or dirty bits.
     fn translate(&mut self, linear: u64) -> Option<u64>;

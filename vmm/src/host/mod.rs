@@ -220,6 +220,23 @@ impl Host {
         result
     }
 
+    /// Runs `f` while the cell stands still, for a debugger: no other task is in the kernel or the frontend, and no time of the
+    /// cell passes, however long `f` takes. Tasks that are [`Host::outside`] are not stopped there, but cannot come back. `None`
+    /// without having run `f` when the cell has ended, and in virtual time outside any task, where the cell stands still for nobody.
+    ///
+    /// `f` must not call what can switch.
+    pub fn hold<R>(&self, f: impl FnOnce() -> R) -> Option<R> {
+        /// Lets go when `f` panics, too.
+        struct Held<'a>(&'a dyn Runtime);
+        impl Drop for Held<'_> {
+            fn drop(&mut self) {
+                self.0.let_go();
+            }
+        }
+        let _held = self.runtime.hold().then(|| Held(&*self.runtime))?;
+        Some(f())
+    }
+
     /// A number from the seed, for decisions that a schedule may vary.
     #[must_use]
     pub fn random(&self) -> u64 {
@@ -310,6 +327,10 @@ trait Runtime: Send + Sync {
     fn come_in(&self);
     /// Unwinds the current task if the cell has ended, unless it is unwinding already.
     fn unwind_if_ended(&self);
+    /// Stops the cell and its time; `false` if it cannot be.
+    fn hold(&self) -> bool;
+    /// Undoes a [`Runtime::hold`] that returned `true`.
+    fn let_go(&self);
     fn random(&self) -> u64;
     fn emit(&self, cause: Cause, vcpu: Option<u16>, event: Event) -> Seq;
     fn set_cause(&self, cause: Option<Seq>) -> Option<Seq>;

@@ -618,3 +618,69 @@ fn whoever_watches_a_cell_can_end_it_from_outside() {
         assert_eq!(finished.end, End::HarnessError("long enough".into()));
     });
 }
+
+#[test]
+fn a_cell_that_is_held_stands_still() {
+    on_both(|host| {
+        let inner = host.clone();
+        let finished = host.run("main", move || {
+            let (host, log) = (inner.clone(), Log::default());
+            let in_task = log.clone();
+            inner.spawn("ticker", move || {
+                for tick in 0..5 {
+                    host.sleep(MS);
+                    in_task.add(format!("{tick}"));
+                }
+            });
+            inner.sleep(5 * MS / 2);
+            let held = inner.outside(|| {
+                inner.hold(|| {
+                    let before = (inner.now(), log.lines());
+                    std::thread::sleep(Duration::from_millis(500));
+                    (before, (inner.now(), log.lines()))
+                })
+            });
+            let (before, after) = held.expect("the cell has not ended");
+            assert_eq!(before, after);
+            inner.sleep(10 * MS);
+            assert_eq!(log.lines(), ["0", "1", "2", "3", "4"]);
+        });
+        assert_eq!(finished.end, End::Exit(0));
+        assert!(finished.now_ns < 400 * MS, "no time passed while it was held: {}", finished.now_ns);
+    });
+}
+
+#[test]
+fn the_time_limit_does_not_run_while_the_cell_is_held() {
+    let host = Host::threads(Duration::from_millis(100));
+    let inner = host.clone();
+    let finished = host.run("main", move || {
+        assert_eq!(inner.hold(|| std::thread::sleep(Duration::from_millis(300))), Some(()));
+        inner.sleep(MS);
+    });
+    assert_eq!(finished.end, End::Exit(0));
+}
+
+#[test]
+fn anybody_can_hold_a_cell_of_threads() {
+    let host = Host::threads(Duration::from_secs(10));
+    let (inner, foreign) = (host.clone(), host.clone());
+    let log = Log::default();
+    let in_task = log.clone();
+    let finished = host.run("main", move || {
+        let holder = std::thread::spawn(move || {
+            foreign.hold(|| {
+                let before = log.lines().len();
+                std::thread::sleep(Duration::from_millis(20));
+                log.lines().len() - before
+            })
+        });
+        while !holder.is_finished() {
+            in_task.add("tick");
+            inner.yield_now();
+        }
+        assert_eq!(holder.join().expect("it does not panic"), Some(0), "nobody ticks while the cell is held");
+    });
+    assert_eq!(finished.end, End::Exit(0));
+    assert_eq!(host.hold(|| ()), None, "the cell has ended");
+}

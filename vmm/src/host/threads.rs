@@ -29,7 +29,7 @@ thread_local! {
 pub(super) struct Threads {
     limit: Duration,
     state: Mutex<State>,
-    /// The cell has ended, or a task has.
+    /// The cell has ended, or a task has; its clock has stopped, or goes on.
     changed: Condvar,
 }
 
@@ -47,6 +47,13 @@ struct State {
     no_task: Arc<str>,
     /// When the cell began.
     began: Option<Instant>,
+    /// Since when the cell is held, if it is: nobody gets the baton, and no time passes.
+    held: Option<Instant>,
+    /// For how long it was held before.
+    held_before: Duration,
+    /// How often somebody wanted to hold it, and how often it was let go: one after the other, in order.
+    holds: u64,
+    holds_over: u64,
 }
 
 struct Task {
@@ -66,8 +73,8 @@ struct Task {
 enum Whereabouts {
     /// It has the baton or waits for it.
     Inside,
-    /// It waits on a channel or for time to pass.
-    Waiting { channel: Option<WaitChannel>, until: Option<Instant> },
+    /// It waits on a channel or for the cell's time to pass.
+    Waiting { channel: Option<WaitChannel>, until: Option<Duration> },
     /// It runs without the baton.
     Outside,
     /// It has ended.
@@ -88,6 +95,10 @@ impl Threads {
                 end: None,
                 no_task: Arc::from(NO_TASK),
                 began: None,
+                held: None,
+                held_before: Duration::ZERO,
+                holds: 0,
+                holds_over: 0,
             }),
             changed: Condvar::new(),
         }
@@ -125,9 +136,17 @@ impl Threads {
         }
     }
 
+    /// Hands the baton to the next, or to whoever wants to hold the cell.
+    fn hand_on_baton(&self, state: &mut MutexGuard<'_, State>) {
+        state.pass_baton();
+        if state.held.is_some() {
+            self.changed.notify_all();
+        }
+    }
+
     /// Gives the baton up, and ends the cell when nobody can ever take it again.
     fn give_up_baton(&self, state: &mut MutexGuard<'_, State>) {
-        state.pass_baton();
+        self.hand_on_baton(state);
         let hopeless =
             |task: &Task| matches!(task.whereabouts, Whereabouts::Gone | Whereabouts::Waiting { until: None, .. });
         if state.tasks.iter().all(hopeless) {
@@ -199,17 +218,12 @@ impl Threads {
 
     /// Waits until the cell has ended, by itself or because its time is up.
     fn await_end(&self, state: &mut MutexGuard<'_, State>) {
-        let deadline = state.began.and_then(|began| began.checked_add(self.limit));
         while state.end.is_none() {
-            match deadline {
-                Some(deadline) => {
-                    if self.changed.wait_until(state, deadline).timed_out() {
-                        self.end_with(state, End::Deadline);
-                    }
-                }
-                // So far away that the clock cannot tell.
-                None => self.changed.wait(state),
+            if state.time() >= self.limit {
+                self.end_with(state, End::Deadline);
+                return;
             }
+            wait_until(&self.changed, state, Some(self.limit));
         }
     }
 
@@ -236,9 +250,27 @@ impl Threads {
     }
 }
 
+/// Waits until somebody rings or the cell's time may have come; without a time when it is so far away that the clock cannot tell, or
+/// does not come before the cell goes on.
+fn wait_until(bell: &Condvar, state: &mut MutexGuard<'_, State>, until: Option<Duration>) {
+    let until = until.filter(|_| state.held.is_none());
+    match until.and_then(|until| state.began?.checked_add(state.held_before)?.checked_add(until)) {
+        Some(until) => {
+            let _timed_out = bell.wait_until(state, until);
+        }
+        None => bell.wait(state),
+    }
+}
+
 impl State {
+    /// For how long the cell has run.
+    fn time(&self) -> Duration {
+        let until = self.held.unwrap_or_else(Instant::now);
+        self.began.map_or(Duration::ZERO, |began| (until - began).saturating_sub(self.held_before))
+    }
+
     fn now(&self) -> u64 {
-        self.began.map_or(0, |began| u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        u64::try_from(self.time().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn current(&self) -> TaskId {
@@ -246,7 +278,7 @@ impl State {
     }
 
     fn pass_baton(&mut self) {
-        self.holder = self.queue.pop_front();
+        self.holder = if self.held.is_some() { None } else { self.queue.pop_front() };
         if let Some(next) = self.holder {
             self.tasks[next].bell.notify_one();
         }
@@ -357,9 +389,9 @@ impl Runtime for Threads {
     fn yield_now(&self) {
         let Some(mut state) = self.at_switch_point() else { return };
         let id = state.current();
-        if !state.queue.is_empty() {
+        if !state.queue.is_empty() || state.held.is_some() {
             state.queue.push_back(id);
-            state.pass_baton();
+            self.hand_on_baton(&mut state);
             self.await_baton(&mut state, id);
         }
         drop(state);
@@ -369,24 +401,19 @@ impl Runtime for Threads {
     fn wait(&self, channel: Option<WaitChannel>, timeout: Option<u64>) -> Woken {
         let Some(mut state) = self.at_switch_point() else { return Woken::Timeout };
         let id = state.current();
-        // A time so far away that the clock cannot tell is none.
-        let until = timeout.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
+        let until = timeout.and_then(|ns| state.time().checked_add(Duration::from_nanos(ns)));
         let waiting = Whereabouts::Waiting { channel, until };
         state.tasks[id].whereabouts = waiting;
         self.give_up_baton(&mut state);
         let bell = Arc::clone(&state.tasks[id].bell);
         while state.tasks[id].whereabouts == waiting {
-            match until {
-                Some(until) => {
-                    let timed_out = bell.wait_until(&mut state, until).timed_out();
-                    if timed_out && state.tasks[id].whereabouts == waiting {
-                        state.end_wait(id, Woken::Timeout);
-                        if state.holder.is_none() {
-                            state.pass_baton();
-                        }
-                    }
+            if until.is_some_and(|until| state.time() >= until) {
+                state.end_wait(id, Woken::Timeout);
+                if state.holder.is_none() {
+                    state.pass_baton();
                 }
-                None => bell.wait(&mut state),
+            } else {
+                wait_until(&bell, &mut state, until);
             }
         }
         self.await_baton(&mut state, id);
@@ -433,6 +460,41 @@ impl Runtime for Threads {
 
     fn unwind_if_ended(&self) {
         drop(self.at_switch_point());
+    }
+
+    fn hold(&self) -> bool {
+        let mut state = self.state.lock();
+        let number = state.holds;
+        state.holds += 1;
+        while state.holds_over != number {
+            self.changed.wait(&mut state);
+        }
+        state.held = Some(Instant::now());
+        // A task may hold the cell from the inside, too.
+        while state.holder.is_some_and(|holder| Some(holder) != TASK.get()) {
+            self.changed.wait(&mut state);
+        }
+        let ended = state.end.is_some();
+        drop(state);
+        if ended {
+            self.let_go();
+        }
+        !ended
+    }
+
+    fn let_go(&self) {
+        let mut state = self.state.lock();
+        let held = state.held.take().map_or(Duration::ZERO, |since| since.elapsed());
+        state.held_before += held;
+        state.holds_over += 1;
+        if state.holder.is_none() {
+            state.pass_baton();
+        }
+        // Whoever waits for a time has to look at the clock again.
+        state.tasks.iter().for_each(|task| {
+            task.bell.notify_one();
+        });
+        self.changed.notify_all();
     }
 
     fn random(&self) -> u64 {

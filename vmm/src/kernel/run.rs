@@ -202,7 +202,8 @@ impl Vm {
             let exit = self.enter_guest(st, id);
             st.vcpu(id).count(Counter::Exits);
             match exit {
-                Exit::Budget | Exit::Kicked | Exit::InterruptWindow => {}
+                // Traps are a debugger's, and nobody else sets any.
+                Exit::Budget | Exit::Kicked | Exit::InterruptWindow | Exit::Trap(_) => {}
                 Exit::Pause => {
                     st.vcpu(id).count(Counter::Pause);
                     if st.vcpu(id).caps.has(cap::PAUSE_EXIT) {

@@ -18,16 +18,24 @@ mod registers;
 mod run_page;
 #[cfg(test)]
 mod tests;
+mod traps;
 mod vcpu;
 mod vm;
 
 use super::{Engine, EngineError, EngineVm, Exit, Reg};
 use crate::memory::{PAGE_SIZE, Protection, Segment};
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_CAP_SYNC_REGS, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, io};
+
+/// Below this a run might never get into the guest: the clock's signal would always come first.
+const SHORTEST_BUDGET: Duration = Duration::from_micros(20);
+
+/// EFER.LMA.
+const LMA: u64 = 1 << 10;
 
 /// KVM's modules that run guests with a virtual machine extension, or without one.
 const MODULES: [&str; 3] = ["kvm_intel", "kvm_amd", PVM];
@@ -48,6 +56,11 @@ struct Abilities {
     cpuid: CpuId,
     /// Whether guests can have paging outside long mode. `kvm_pvm` answers with a shutdown when one turns it on.
     legacy_paging: bool,
+    /// Whether a debugger's traps work in user mode. `kvm_pvm` has none there, and what it makes of a step is a #DB of the
+    /// guest.
+    user_mode_traps: bool,
+    /// Whether there are traps at all (`KVM_CAP_SET_GUEST_DEBUG`).
+    traps: bool,
 }
 
 impl KvmEngine {
@@ -80,7 +93,8 @@ impl KvmEngine {
             .map_err(|error| format!("KVM does not tell its CPUID table: {}", io::Error::from(error)))?;
         let loaded = MODULES.into_iter().find(|module| Path::new("/sys/module").join(module).exists());
         let backend = loaded.unwrap_or("kvm");
-        let abilities = Abilities { cpuid, legacy_paging: backend != PVM };
+        let traps = kvm.check_extension(Cap::SetGuestDebug);
+        let abilities = Abilities { cpuid, legacy_paging: backend != PVM, user_mode_traps: backend != PVM, traps };
         Ok(KvmEngine { kvm, backend, abilities: Arc::new(abilities) })
     }
 
@@ -118,6 +132,15 @@ impl Engine for KvmEngine {
 
     fn backend(&self) -> String {
         self.backend.to_owned()
+    }
+
+    fn lacks_traps(&self) -> Result<Option<String>, String> {
+        let Abilities { user_mode_traps, traps, .. } = *self.abilities;
+        if !traps {
+            return Err("KVM lacks the capability KVM_CAP_SET_GUEST_DEBUG".to_owned());
+        }
+        let lacks = "stops the guest's ring 3 (in long mode) for no breakpoint, and a step there goes on until the guest leaves it";
+        Ok((!user_mode_traps).then(|| format!("{} {lacks}", self.backend)))
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {

@@ -3,14 +3,17 @@
 use super::kick::{REPEAT, VcpuKick, arm_clock};
 use super::registers::Registers;
 use super::run_page::{Io, RunPage};
+use super::traps::Debugging;
 use super::vm::Memory;
-use super::{Abilities, cpuid, fpu, refused};
+use super::{Abilities, LMA, SHORTEST_BUDGET, cpuid, fpu, refused};
+use crate::engine::traps::Watch;
 use crate::engine::{
-    Completion, CpuidEntry, EngineError, EngineVcpu, Exit, FpuState, Inject, Kick, Reg, SegDesc, Unimplemented,
+    Completion, CpuidEntry, EngineError, EngineVcpu, Exit, FpuState, Inject, Kick, Reg, SegDesc, Trap, Traps,
+    Unimplemented,
 };
 use crate::memory::PAGE_SIZE;
 use kvm_bindings::{
-    CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    CpuId, KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
     KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION,
 };
@@ -18,9 +21,6 @@ use kvm_ioctls::VcpuFd;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Below this a run might never get into the guest: the clock's signal would always come first.
-const SHORTEST_BUDGET: Duration = Duration::from_micros(20);
 
 /// More accesses than any instruction makes.
 const MOST_ACCESSES: usize = 64;
@@ -31,9 +31,6 @@ const LONGEST_INSTRUCTION: u64 = 15;
 /// CR0.PG.
 const PG: u64 = 1 << 31;
 
-/// EFER.LMA.
-const LMA: u64 = 1 << 10;
-
 /// Opcode of MOV to a control register.
 const MOV_TO_CR: [u8; 2] = [0x0f, 0x22];
 
@@ -42,17 +39,23 @@ const GENERAL_PROTECTION: u8 = 13;
 
 /// A vCPU.
 pub(super) struct Vcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
     page: Arc<RunPage>,
     kick: Arc<VcpuKick>,
-    memory: Arc<Memory>,
-    abilities: Arc<Abilities>,
-    registers: Registers,
+    pub(super) memory: Arc<Memory>,
+    pub(super) abilities: Arc<Abilities>,
+    pub(super) registers: Registers,
     /// The CPUID table as it was set last.
     cpuid: Vec<CpuidEntry>,
-    in_flight: InFlight,
+    pub(super) in_flight: InFlight,
     /// An exit that has happened and was not told yet.
-    pending_exit: Option<Exit>,
+    pub(super) pending_exit: Option<Exit>,
+    /// A debugger's traps.
+    pub(super) watch: Option<Box<Watch>>,
+    /// What KVM was told of them last.
+    pub(super) debugging: Debugging,
+    /// The instruction in flight counts as executed, for the traps, once it is finished.
+    pub(super) leaves_behind: bool,
     window_wanted: bool,
     /// CR8 as the other side knows it.
     cr8: u64,
@@ -62,7 +65,7 @@ pub(super) struct Vcpu {
 
 /// The instruction that an exit left half done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum InFlight {
+pub(super) enum InFlight {
     /// None.
     Nothing,
     /// It waits for an answer.
@@ -73,7 +76,7 @@ enum InFlight {
 
 /// What an instruction waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     /// A port, and the element of a string instruction whose turn it is.
     Port {
         io: Io,
@@ -103,6 +106,9 @@ impl Vcpu {
             cpuid: Vec::new(),
             in_flight: InFlight::Nothing,
             pending_exit: None,
+            watch: None,
+            debugging: Debugging::None,
+            leaves_behind: false,
             window_wanted: false,
             cr8: 0,
             failure: None,
@@ -113,7 +119,7 @@ impl Vcpu {
     }
 
     /// Runs the guest until it exits.
-    fn run_guest(&mut self, budget: Duration) -> Result<Exit, String> {
+    pub(super) fn run_guest(&mut self, budget: Duration) -> Result<Exit, String> {
         if self.window_wanted && self.interruptible() {
             return Ok(Exit::InterruptWindow);
         }
@@ -161,7 +167,7 @@ impl Vcpu {
 
     /// Calls `KVM_RUN` for what it does before it enters the guest: it takes the registers that were set, and finishes the
     /// instruction in flight, which may go on with another access.
-    fn call_without_guest(&mut self) -> Result<Option<Exit>, String> {
+    pub(super) fn call_without_guest(&mut self) -> Result<Option<Exit>, String> {
         let kick = Arc::clone(&self.kick);
         kick.without_guest(|| self.call_run())
     }
@@ -190,6 +196,7 @@ impl Vcpu {
             }
             KVM_EXIT_HLT => Exit::Hlt,
             KVM_EXIT_IRQ_WINDOW_OPEN => Exit::InterruptWindow,
+            KVM_EXIT_DEBUG => Exit::Trap(Trap::Step),
             KVM_EXIT_SET_TPR => Exit::TprWrite { tpr: tpr(self.page.cr8()) },
             KVM_EXIT_SHUTDOWN => self.shutdown()?,
             KVM_EXIT_INTR => return Ok(None),
@@ -366,14 +373,22 @@ impl EngineVcpu for Vcpu {
     }
 
     fn run(&mut self, budget_ns: u64) -> Exit {
-        if let Some(exit) = self.pending_exit.take() {
+        if let Some(exit) = self.pending_exit.take_if(|exit| !matches!(exit, Exit::Trap(_))) {
             return exit;
         }
         if let Some(what) = self.failure.take() {
             return Exit::Failed(what);
         }
         let budget = Duration::from_nanos(budget_ns).max(SHORTEST_BUDGET);
-        let exit = self.run_guest(budget).unwrap_or_else(Exit::Failed);
+        let exit = match self.watch.take() {
+            None => self.run_guest(budget),
+            Some(mut watch) => {
+                let exit = self.run_watched(budget, &mut watch);
+                self.watch = Some(watch);
+                exit
+            }
+        };
+        let exit = exit.unwrap_or_else(Exit::Failed);
         // Only a CR8 that becomes smaller makes KVM exit, and an emulated write never.
         let cr8 = self.page.cr8();
         if cr8 == self.cr8 {
@@ -428,6 +443,11 @@ impl EngineVcpu for Vcpu {
             self.abandon_instruction();
         }
         self.registers.inject(&self.page, event);
+    }
+
+    fn set_traps(&mut self, traps: &Traps) {
+        let result = self.watch_for(traps);
+        self.note(result, "KVM refuses to debug the guest");
     }
 
     fn translate(&mut self, linear: u64) -> Option<u64> {

@@ -43,6 +43,7 @@ mod system;
 mod task;
 #[cfg(test)]
 mod tests;
+mod traps;
 mod word;
 mod x87;
 mod xsave;
@@ -52,9 +53,10 @@ pub use self::code::CodeCounters;
 use self::mem::{Bus, MapError};
 use self::state::{Cpu, LDTR, Raised, Seg, TR, Table};
 use self::word::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
+use super::traps::Watch;
 use super::{
     Completion, CpuidEntry, Engine, EngineError, EngineVcpu, EngineVm, Exit, FpuState, Inject, Kick, Reg, SegDesc,
-    Unimplemented,
+    Traps, Unimplemented,
 };
 use crate::memory::{Protection, Segment};
 use parking_lot::Mutex;
@@ -88,6 +90,10 @@ impl Engine for SoftEngine {
 
     fn backend(&self) -> String {
         format!("software processor of vmm {}", env!("CARGO_PKG_VERSION"))
+    }
+
+    fn lacks_traps(&self) -> Result<Option<String>, String> {
+        Ok(None)
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
@@ -140,7 +146,7 @@ impl EngineVm for SoftVm {
 
     fn create_vcpu(&self, _id: u32) -> Result<Box<dyn EngineVcpu>, EngineError> {
         // The APIC ID shows only in CPUID, whose table the kernel sets.
-        Ok(Box::new(SoftVcpu { cpu: Cpu::new(), machine: Arc::clone(&self.machine) }))
+        Ok(Box::new(SoftVcpu { cpu: Cpu::new(), machine: Arc::clone(&self.machine), watch: None }))
     }
 }
 
@@ -148,6 +154,8 @@ impl EngineVm for SoftVm {
 struct SoftVcpu {
     cpu: Cpu,
     machine: Arc<Mutex<Machine>>,
+    /// A debugger's traps.
+    watch: Option<Box<Watch>>,
 }
 
 /// The number in instructions of a general register.
@@ -325,7 +333,10 @@ impl EngineVcpu for SoftVcpu {
     fn run(&mut self, budget_ns: u64) -> Exit {
         let mut machine = self.machine.lock();
         let Machine { bus, code } = &mut *machine;
-        self.cpu.run(bus, code, budget_ns)
+        match &mut self.watch {
+            None => self.cpu.run(bus, code, budget_ns),
+            Some(watch) => self.cpu.run_watched(bus, code, budget_ns, watch),
+        }
     }
 
     fn elapsed_ns(&self) -> u64 {
@@ -366,6 +377,11 @@ impl EngineVcpu for SoftVcpu {
             }
         }
         cpu.update_attention();
+    }
+
+    fn set_traps(&mut self, traps: &Traps) {
+        let linear = self.linear_rip();
+        self.watch = Watch::new(traps, linear, self.watch.as_deref()).map(Box::new);
     }
 
     fn translate(&mut self, linear: u64) -> Option<u64> {

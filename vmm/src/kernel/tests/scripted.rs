@@ -2,7 +2,7 @@
 
 use crate::engine::{
     Completion, CpuidEntry, Engine, EngineError, EngineVcpu, EngineVm, Exit, FpuState, Inject, Kick, Reg, SegDesc,
-    Unimplemented,
+    Traps, Unimplemented,
 };
 use crate::memory::{Protection, Segment};
 use parking_lot::Mutex;
@@ -69,6 +69,10 @@ impl Engine for Scripted {
 
     fn backend(&self) -> String {
         "a test's script".to_owned()
+    }
+
+    fn lacks_traps(&self) -> Result<Option<String>, String> {
+        Err("A script has no instructions".to_owned())
     }
 
     fn create_vm(&self) -> Result<Arc<dyn EngineVm>, EngineError> {
@@ -164,6 +168,8 @@ impl EngineVcpu for ScriptedVcpu {
     fn request_interrupt_window(&mut self, _: bool) {}
 
     fn inject(&mut self, _: Inject) {}
+
+    fn set_traps(&mut self, _: &Traps) {}
 
     fn translate(&mut self, _: u64) -> Option<u64> {
         None
