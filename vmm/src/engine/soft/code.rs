@@ -25,9 +25,9 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use std::num::NonZeroU32;
 
 /// The longest instruction, in bytes.
-const MAX_INSTRUCTION: usize = 15;
+pub(super) const MAX_INSTRUCTION: usize = 15;
 /// How many instructions a block has at most.
-const MAX_BLOCK: usize = 32;
+pub(super) const MAX_BLOCK: usize = 32;
 /// The longest block, in bytes.
 pub(super) const MAX_BLOCK_BYTES: u64 = (MAX_BLOCK * MAX_INSTRUCTION) as u64;
 /// When the cache holds this many instructions, it starts anew.
@@ -405,17 +405,21 @@ impl Cpu {
     }
 }
 
-fn decoder(bytes: &[u8], size: CodeSize) -> Decoder<'_> {
-    let bits = match size {
+/// What iced-x86 calls a code size.
+pub(super) fn code_bits(size: CodeSize) -> u32 {
+    match size {
         CodeSize::Bits16 => 16,
         CodeSize::Bits32 => 32,
         CodeSize::Bits64 => 64,
-    };
-    Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE)
+    }
+}
+
+pub(super) fn decoder(bytes: &[u8], size: CodeSize) -> Decoder<'_> {
+    Decoder::with_ip(code_bits(size), bytes, 0, DecoderOptions::NONE)
 }
 
 /// Decodes an instruction; `None` if the bytes end before it does.
-fn decode_one(decoder: &mut Decoder<'_>, features: Features) -> Option<Decoded> {
+pub(super) fn decode_one(decoder: &mut Decoder<'_>, features: Features) -> Option<Decoded> {
     let start = decoder.position();
     let available = decoder.max_position() - start;
     let mut instruction = Instruction::default();
@@ -431,7 +435,7 @@ fn decode_one(decoder: &mut Decoder<'_>, features: Features) -> Option<Decoded> 
 }
 
 /// Decodes up to the end of the block or of the bytes. Returns the length of what was decoded.
-fn decode_run(bytes: &[u8], size: CodeSize, features: Features, ops: &mut Vec<Op>) -> usize {
+pub(super) fn decode_run(bytes: &[u8], size: CodeSize, features: Features, ops: &mut Vec<Op>) -> usize {
     let mut decoder = decoder(bytes, size);
     let mut len = 0;
     while ops.len() < MAX_BLOCK && decoder.can_decode() {

@@ -31,6 +31,7 @@ pub(crate) mod features;
 mod flags;
 mod float;
 mod fpu;
+pub mod invariants;
 mod io;
 mod mem;
 mod op;

@@ -13,6 +13,21 @@ use super::word::{RAX, RCX, RDI, RDX, RSI, Word};
 /// How many bytes a repeated move or store gets done in the time of one instruction, when it runs in bulk.
 const BULK_BYTES_PER_INSTRUCTION: u64 = 64;
 
+/// How many iterations of a repeated move or store that has `left` to do fit into the time of `instructions`. Where time
+/// passes is counted from the end of the instruction, so that the sum is the same wherever runs end on the way.
+fn affordable<T: Word>(left: u64, instructions: u64) -> u64 {
+    left - (time::<T>(left).saturating_sub(instructions)) * per_instruction::<T>()
+}
+
+/// The time of the last `left` iterations in bulk, in instructions.
+fn time<T: Word>(left: u64) -> u64 {
+    left / per_instruction::<T>()
+}
+
+fn per_instruction<T: Word>() -> u64 {
+    BULK_BYTES_PER_INSTRUCTION / u64::from(T::BYTES)
+}
+
 /// What one iteration of a string instruction does besides moving its pointers.
 pub(super) trait StringOp {
     /// Uses DS:rSI (or with a segment override).
@@ -187,27 +202,25 @@ pub(super) fn repeat<O: StringOp, T: Word>(cpu: &mut Cpu, bus: &mut Bus, op: &Op
             put_by_address_size(cpu, RCX, 0, mask);
             return Ok(());
         }
-        let mut done = 0;
-        let mut cost = 1;
+        let (mut done, mut cost) = (0, 0);
         if cpu.eflags & DF == 0 && count > 1 && cpu.attention & attention::STEP == 0 {
             let (source, destination) = (cpu.get::<u64>(RSI) & mask, cpu.get::<u64>(RDI) & mask);
-            let left = cpu.budget - cpu.executed;
-            let affordable = left.saturating_mul(BULK_BYTES_PER_INSTRUCTION) / u64::from(T::BYTES);
-            done = O::bulk::<T>(cpu, op, source, destination, count.min(affordable));
+            let limit = affordable::<T>(count, cpu.budget - cpu.executed);
+            done = O::bulk::<T>(cpu, op, source, destination, limit);
             advance_both::<O, T>(cpu, mask, done);
-            cost = (done * u64::from(T::BYTES) / BULK_BYTES_PER_INSTRUCTION).max(1);
+            cost = time::<T>(count) - time::<T>(count - done);
         }
         if done == 0 {
             iterate::<O, T>(cpu, bus, op, mask)?;
             cpu.forget_accesses();
-            done = 1;
+            (done, cost) = (1, 1);
         }
         put_by_address_size(cpu, RCX, count - done, mask);
         let zf = cpu.status.zf();
         let ended = count == done || O::COMPARES && (op.has(flag::REP) && !zf || op.has(flag::REPNE) && zf);
         if ended {
             // The run loop counts the instruction itself.
-            cpu.executed += cost - 1;
+            cpu.executed += cost.saturating_sub(1);
             return Ok(());
         }
         cpu.executed += cost;

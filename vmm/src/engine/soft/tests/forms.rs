@@ -26,7 +26,7 @@ pub(super) fn address_space(bits: u32) -> u64 {
 }
 
 /// Where code of this many bits takes an address in the page of the code to be.
-fn code_offset(bits: u32, at: u64) -> u64 {
+pub(super) fn code_offset(bits: u32, at: u64) -> u64 {
     if bits == 64 { at } else { at - CODE }
 }
 
@@ -113,11 +113,7 @@ pub(super) fn apart(code: Code, bits: u32) -> Option<Apart> {
             K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs | K::farbr2_2 | K::farbr4_2
         )
     });
-    // With an operand-size prefix in 64-bit mode, AMD's processors truncate RIP and Intel's do not (SDM 2A, Jcc; APM 3, Jcc).
-    let truncates = (0..info.op_count())
-        .any(|i| matches!(info.op_kind(i), OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2))
-        || matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Call_rm16 | Code::Jmp_rm16);
-    if bits == 64 && truncates {
+    if bits == 64 && truncates_rip(code) {
         return Some(Apart::HostDependent);
     }
     let far = matches!(
@@ -125,6 +121,14 @@ pub(super) fn apart(code: Code, bits: u32) -> Option<Apart> {
         Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664 | Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664
     );
     (leaves || far).then_some(Apart::Leaves)
+}
+
+/// Near branches with operands of 16 bits: in 64-bit mode, AMD's processors truncate RIP and Intel's do not (SDM 2A, Jcc; APM
+/// 3, Jcc).
+pub(super) fn truncates_rip(code: Code) -> bool {
+    let info = code.op_code();
+    (0..info.op_count()).any(|i| matches!(info.op_kind(i), OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2))
+        || matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Call_rm16 | Code::Jmp_rm16)
 }
 
 fn is_enter(code: Code) -> bool {
@@ -472,6 +476,17 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn new(code: Code, bits: u32, in_memory: bool, random: &mut Random) -> Option<Case> {
+        Case::adjusted(code, bits, in_memory, random, |_, _, _, _| {})
+    }
+
+    /// A case that something is changed about before it is encoded: the instruction, what it starts from, and the memory.
+    pub(super) fn adjusted(
+        code: Code,
+        bits: u32,
+        in_memory: bool,
+        random: &mut Random,
+        adjust: impl FnOnce(&mut Instruction, &mut State, &mut [u8], &mut Random),
+    ) -> Option<Case> {
         let mut instruction = instance(code, bits, in_memory, random)?;
         let mut state = State {
             fpu: fpu_image(random),
@@ -486,6 +501,7 @@ impl Case {
         }
         let mut memory = memory(random);
         aim(&mut instruction, bits, &mut state, &mut memory, random);
+        adjust(&mut instruction, &mut state, &mut memory, random);
         if bits != 64 {
             state.narrow();
         }
@@ -503,7 +519,7 @@ impl Case {
 }
 
 /// The effective address of the memory operand (SDM 1 3.7.5).
-fn address(instruction: &Instruction, state: &State) -> u64 {
+pub(super) fn address(instruction: &Instruction, state: &State) -> u64 {
     let part = |r: Register| if r == Register::None { 0 } else { state.regs[r.number()] };
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let size = [base.size(), index.size(), instruction.memory_displ_size() as usize].into_iter().max().unwrap_or(8);
@@ -891,14 +907,35 @@ pub(super) fn ignored_memory(case: &Case) -> Vec<std::ops::Range<usize>> {
     parts.into_iter().map(|part| inside(part.start)..inside(part.end)).collect()
 }
 
-/// Everything of a result that is compared, as one number (FNV-1a, folded).
-fn digest(case: &Case, (state, fault, memory): &(State, Option<Fault>, Vec<u8>)) -> u32 {
-    let mut hash = 0xCBF2_9CE4_8422_2325_u64;
-    let mut take = |bytes: &[u8]| {
+/// A hash of bytes (FNV-1a).
+pub(super) struct Fnv(u64);
+
+impl Fnv {
+    pub(super) fn new() -> Fnv {
+        Fnv(0xCBF2_9CE4_8422_2325)
+    }
+
+    pub(super) fn take(&mut self, bytes: &[u8]) {
         for &byte in bytes {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
         }
-    };
+    }
+
+    pub(super) fn folded(self) -> u32 {
+        (self.0 ^ self.0 >> 32) as u32
+    }
+}
+
+/// Everything of a result that is compared, as one number.
+fn digest(case: &Case, result: &(State, Option<Fault>, Vec<u8>)) -> u32 {
+    let mut hash = Fnv::new();
+    hash_result(&mut hash, case, result);
+    hash.folded()
+}
+
+/// Takes everything of a result that is compared into a hash.
+pub(super) fn hash_result(hash: &mut Fnv, case: &Case, (state, fault, memory): &(State, Option<Fault>, Vec<u8>)) {
+    let mut take = |bytes: &[u8]| hash.take(bytes);
     take(&[fault.map_or(0xFF, |vector| vector), state.branched as u8]);
     state.regs.iter().for_each(|value| take(&value.to_le_bytes()));
     take(&(state.flags & compared_flags(case, *fault)).to_le_bytes());
@@ -908,7 +945,6 @@ fn digest(case: &Case, (state, fault, memory): &(State, Option<Fault>, Vec<u8>))
         memory[range].fill(0);
     }
     take(&memory);
-    (hash ^ hash >> 32) as u32
 }
 
 /// Flags that are defined behind a case.
@@ -1196,7 +1232,7 @@ fn recorded_cases(code: Code, bits: u32, in_memory: bool) -> Vec<Case> {
 }
 
 /// The digests of a form's cases as one number.
-fn sum(digests: impl Iterator<Item = u32>) -> String {
+pub(super) fn sum(digests: impl Iterator<Item = u32>) -> String {
     format!("{:08x}", digests.fold(0_u32, |sum, digest| sum.rotate_left(5) ^ digest))
 }
 

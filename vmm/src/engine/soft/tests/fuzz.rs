@@ -247,3 +247,29 @@ fn slices_do_not_show() {
         assert!(outcomes[0] == outcomes[1], "round {round}");
     }
 }
+
+/// Moves and stores in bulk take a fraction of an instruction's time for each iteration: cutting them into slices must not
+/// round it up once more.
+#[test]
+fn slices_of_a_repeated_move_take_no_longer() {
+    let instructions = |code: &[u8], count: u64, slice: u64| {
+        let mut bench = Bench::new(0x10_0000);
+        bench.long_mode(0);
+        bench.write(CODE, code);
+        for (reg, value) in [(Reg::Rip, CODE), (Reg::Rcx, count), (Reg::Rsi, 0x2_0FC0), (Reg::Rdi, 0x3_0123)] {
+            bench.cpu.set_reg(reg, value);
+        }
+        while bench.run(slice) == Exit::Budget {}
+        assert_eq!(bench.cpu.reg(Reg::Rcx), 0);
+        bench.cpu.instructions()
+    };
+    // rep movsb, rep stosw and rep movsq, and HLT.
+    for code in [&[0xF3, 0xA4, 0xF4][..], &[0x66, 0xF3, 0xAB, 0xF4], &[0xF3, 0x48, 0xA5, 0xF4]] {
+        for count in [1, 7, 64, 100, 1000, 5000] {
+            let whole = instructions(code, count, 1_000_000);
+            for slice in [1, 2, 3, 10] {
+                assert_eq!(instructions(code, count, slice), whole, "{code:02x?}, {count} times, by {slice}");
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@
 mod boot;
 mod code;
 mod debug;
+mod deviations;
 mod devices;
 mod events;
 mod features;
@@ -14,6 +15,8 @@ mod fuzz;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host;
 mod integer;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod modes;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod native;
 mod paging;
@@ -82,10 +85,15 @@ pub(super) const PDPT: u64 = 0x2000;
 impl Bench {
     /// A processor in its power-up state and `bytes` of memory.
     pub(super) fn new(bytes: usize) -> Bench {
-        let vm = SoftEngine::new().create_vm().expect("the soft engine always can");
+        Bench::on(&SoftEngine::new(), bytes)
+    }
+
+    /// The same on any engine.
+    pub(super) fn on(engine: &dyn Engine, bytes: usize) -> Bench {
+        let vm = engine.create_vm().expect("the engine makes a machine");
         let memory = Arc::new(Segment::new(bytes).expect("memory"));
         vm.map(0, &memory, 0, bytes as u64, Protection { write: true }).expect("a good mapping");
-        let cpu = vm.create_vcpu(0).expect("the soft engine always can");
+        let cpu = vm.create_vcpu(0).expect("the engine makes a processor");
         Bench { vm, memory, cpu }
     }
 

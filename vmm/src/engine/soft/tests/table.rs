@@ -1,6 +1,7 @@
 //! Which instructions the processor has: found by decoding the whole opcode map in every mode, compared with what CPUID
 //! announces, and written down in `docs/processor.md`.
 
+use super::deviations;
 use crate::engine::soft::decode;
 use crate::engine::soft::features::{Announced, Feature, needed};
 use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic};
@@ -132,6 +133,21 @@ fn document() -> String {
          bits of CR4, IA32_EFER and page-table entries are reserved. TZCNT and LZCNT become BSF and BSR; hints do nothing.\n\
          \n\
          {}\n\
+         ## Compared with other processors\n\
+         \n\
+         What user mode can execute is compared with the host's processor, in code of 64, 32 and 16 bits: random operands, flags, x87\n\
+         and SSE registers and memory. In the other modes the same cases, and those of the system instructions, are compared with KVM:\n\
+         registers, hidden parts of segment registers, descriptor tables, exceptions with their frames, and what leaves the processor.\n\
+         Both are recorded, and the records are replayed on hosts that cannot be asked. A form counts twice where its operand may be a\n\
+         register or memory.\n\
+         \n\
+         The KVM of the record is `kvm_pvm`: it runs user mode on the host's processor, and emulates everything else. Its emulator lacks\n\
+         x87 and most of MMX and SSE, which go by no mode, and does some things otherwise than the manual says.\n\
+         \n\
+         {}\n\
+         What is explained, where the manual decides against the other side:\n\
+         \n\
+         {}\n\
          ## Implemented: {}\n\
          \n\
          {}\n\
@@ -142,6 +158,8 @@ fn document() -> String {
          \n\
          {}",
         switches(forms),
+        deviations::counts(),
+        deviations::explanations(),
         count(&there),
         table(&there),
         count(&lacking),
