@@ -1,8 +1,10 @@
 //! The PCI devices that a command line adds (`-s SLOT,KIND`): all of them virtio.
 
+use crate::Chipset;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::{fmt, io};
@@ -10,7 +12,7 @@ use std::{fmt, io};
 /// A PCI device of bus 0, function 0 of its slot.
 #[derive(Clone, Debug)]
 pub struct PciDevice {
-    /// Device number, 1 to 30 without 5: 0 and 31 are the bridges, 5 is the device of `+passthru`.
+    /// Device number ([`PciDevice::is_slot`]).
     pub slot: u8,
     /// How the driver speaks to it.
     pub transport: Transport,
@@ -19,10 +21,24 @@ pub struct PciDevice {
 }
 
 impl PciDevice {
-    /// Whether a device can be in this slot.
+    /// Whether a device can be in this slot beside the bridges of a chipset.
     #[must_use]
-    pub fn is_slot(slot: u8) -> bool {
-        (1..=30).contains(&slot) && slot != 5
+    pub fn is_slot(slot: u8, chipset: Chipset) -> bool {
+        PciDevice::slots(chipset).contains(&slot) && slot != PciDevice::RESERVED_SLOT
+    }
+
+    /// The slot of the device whose BAR the guest can move, of a frontend with `+passthru`.
+    pub const RESERVED_SLOT: u8 = 5;
+
+    /// From the first slot that a device can be in beside the bridges of a chipset to the last; [`PciDevice::RESERVED_SLOT`] is none.
+    #[must_use]
+    pub fn slots(chipset: Chipset) -> RangeInclusive<u8> {
+        match chipset {
+            // The LPC bridge is in slot 31.
+            Chipset::Bhyve => 1..=30,
+            // PIIX3 is in slot 1.
+            Chipset::I440fx => 2..=30,
+        }
     }
 }
 

@@ -186,25 +186,37 @@ fn reboots_are_bounded() {
     }
 }
 
-/// RAM outlives VM_REINIT (the CMOS does not: vmm makes a new RTC): the first life writes to it and resets, the second finds it.
+/// RAM and CMOS outlive a reset (VM_REINIT), and the boot ROM is mapped again: the first life writes the shutdown code and a byte of
+/// RAM and resets, the second finds them.
 #[test]
 fn a_machine_that_is_begun_anew_goes_on() {
     let code = [
-        0x80, 0x3e, 0x00, 0x06, 0x0a, // is the byte at 0600H 0AH?
-        0x74, 0x0b, // then on
-        0xc6, 0x06, 0x00, 0x06, 0x0a, // no: it becomes 0AH, and
-        0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, // reset
-        0xb0, 0x05, 0xe6, 0xf4, 0xf4, // debug-exit with 5
+        0xb0, 0x0f, 0xe6, 0x70, 0xe4, 0x71, // IN AL, 71H: the shutdown code
+        0x3c, 0x0a, // is it 0AH?
+        0x74, 0x10, // then on
+        0xb0, 0x0a, 0xe6, 0x71, // no: it becomes 0AH, and
+        0xc6, 0x06, 0x00, 0x06, 0x0a, // so does the byte at 0600H
+        0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, // reset
+        0xa0, 0x00, 0x06, 0xe6, 0xf4, 0xf4, // debug-exit with the byte at 0600H
     ];
     let mut rom = vec![0xf4; 4096];
     rom[..code.len()].copy_from_slice(&code);
     // JMP to the ROM's beginning, F000H in the segment.
     rom[4096 - 16..][..3].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
-    let mut launch = machine(1, Boot::Rom(rom.into()), &[IsaDevice::DebugExit]);
-    launch.extras.rerun = true;
-    let cell = run("bhyve-13.2", "fbsd-13.2", launch);
-    assert_eq!(cell.end, End::Exit(11), "{}", cell.stderr);
-    assert_eq!(calls(&cell, "VM_REINIT"), 1);
+    for (frontend, kernel) in [
+        ("bhyve-13.1", "fbsd-13.1"),
+        ("bhyve-13.2", "fbsd-13.2"),
+        ("bhyve-14", "fbsd-14"),
+        ("bhyve-15", "fbsd-15"),
+        ("illumos-bhyve", "illumos"),
+        ("propolis", "illumos"),
+    ] {
+        let mut launch = machine(1, Boot::Rom(rom.as_slice().into()), &[IsaDevice::DebugExit]);
+        launch.extras.rerun = true;
+        let cell = run(frontend, kernel, launch);
+        assert_eq!(cell.end, End::Exit(0x15), "{frontend}: {}", cell.stderr);
+        assert_eq!(calls(&cell, "VM_REINIT"), 1, "{frontend}");
+    }
 }
 
 /// Each way for a guest to end its machine, with the frontend's own status.

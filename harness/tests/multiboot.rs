@@ -2,10 +2,11 @@
 //! loader takes, and a few bytes at an address.
 
 use guests::Kernel;
-use spinup::cell::Cell;
+use spinup::cell::{Cell, EngineKind};
 use spinup::matrix::Matrix;
 use spinup::outcome::OutcomeKind;
 use spinup::run::{CellRun, Engines, Setup, run_cell};
+use spinup::trace::Canonical;
 use std::path::Path;
 use vmm::trace::{Event, GuestReport, report_port};
 
@@ -231,6 +232,51 @@ fn flat_images_are_entered_in_either_mode() {
                 assert_eq!(run.serial, letter, "{keys}");
             }
         });
+    }
+}
+
+/// CRC-32, not as the guest computes it.
+fn crc32(bytes: &[u8]) -> u32 {
+    let table: Vec<u32> = (0..256)
+        .map(|byte| (0..8).fold(byte, |crc, _| if crc & 1 != 0 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 }))
+        .collect();
+    !bytes.iter().fold(u32::MAX, |crc, byte| crc >> 8 ^ table[usize::from(crc as u8 ^ byte)])
+}
+
+/// The kernel reads from a disk and an entropy device by the legacy interface, by DMA and interrupts; on every engine the same.
+#[test]
+fn virtio_devices_do_the_same_on_both_engines() {
+    const CELL: &str = "multiboot-virtio/xapic-2";
+    let image: Vec<u8> = (0..100 * 512_u32).map(|i| (i * i >> 7) as u8).collect();
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(disk.path(), &image).expect("it is writable");
+    let devices = format!(
+        "[{{ kind = \"virtio-rnd\", slot = 3 }}, {{ kind = \"virtio-blk\", slot = 4, file = \"{}\" }}]",
+        disk.path().display()
+    );
+    let limits = "{ soft = { base_ms = 1000, per_cpu_ms = 100 }, kvm = { base_ms = 60000, per_cpu_ms = 5000 } }";
+    let guest = format!(
+        "[[guest]]\nname = \"multiboot-virtio\"\nabout = \"reads from devices\"\nkernel = \"multiboot-test\"\n\
+         isa = [\"debug-exit\"]\ncmdline = \"debug-exit=16\"\nmemory_mib = 16\nlimits = {limits}\ndevices = {devices}\n"
+    );
+    for pairing in ["bhyve-13.2@fbsd-13.2", "bhyve-13.1@fbsd-13.1", "bhyve-15@fbsd-15", "propolis@illumos"] {
+        let soft = run(&guest, &format!("{pairing}/{CELL}/soft"));
+        assert_exit_33(&soft);
+        let said = console(&soft);
+        let disk_line =
+            format!("virtio-blk: 64 of 100 sectors, CRC-32 {:x}\r\ninterrupts: 2 of 2\r\n", crc32(&image[..64 * 512]));
+        assert!(said.contains(&disk_line), "{disk_line:?} is not in\n{said}");
+        assert!(said.contains("virtio-rnd: 64 bytes, CRC-32 "), "{said}");
+        assert!(said.contains("interrupts: 1 of 1\r\n"), "{said}");
+        if let Err(why) = Engines::new().get(EngineKind::Kvm) {
+            eprintln!("on kvm it was not tried: {why}");
+            continue;
+        }
+        let kvm = run(&guest, &format!("{pairing}/{CELL}/kvm"));
+        assert_exit_33(&kvm);
+        assert_eq!(console(&kvm), said, "{pairing}");
+        let [soft, kvm] = [soft, kvm].map(|run| Canonical::of(&run.trace.expect("the cell ran").trace).to_string());
+        assert_eq!(soft, kvm, "{pairing}");
     }
 }
 

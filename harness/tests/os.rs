@@ -3,8 +3,8 @@
 //!
 //! And firmware and memtest86+, by the matrix's own tables.
 //!
-//! Each test needs what `spinup guests fetch linux linux-modules busybox seabios memtest86+` fetches, and is ignored where that is not here. So is everything
-//! in a build without optimization, in which a boot takes minutes.
+//! Each test needs what `spinup guests fetch linux linux-modules busybox seabios ovmf memtest86+` fetches, and is ignored where that is not
+//! here. So is everything in a build without optimization, in which a boot takes minutes.
 
 use guests::os::{Package, cache_directory};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -28,6 +28,7 @@ struct Test {
 const LINUX: &[Package] = &[Package::Linux];
 const LINUX_WITH_MODULES: &[Package] = &[Package::Linux, Package::LinuxModules];
 const SEABIOS: &[Package] = &[Package::Seabios];
+const OVMF: &[Package] = &[Package::Ovmf];
 
 const TESTS: &[Test] = &[
     Test {
@@ -57,6 +58,10 @@ const TESTS: &[Test] = &[
     Test { name: "seabios_comes_to_its_menu_with_1_cpu", needs: SEABIOS, run: || seabios(1) },
     Test { name: "seabios_comes_to_its_menu_with_4_cpus", needs: SEABIOS, run: || seabios(4) },
     Test { name: "seabios_waits_for_aps_that_were_lost", needs: SEABIOS, run: seabios_waits },
+    Test { name: "seabios_goes_on_at_the_warm_reset_vector", needs: SEABIOS, run: warm_reset },
+    Test { name: "ovmf_comes_to_its_shell_with_1_cpu", needs: OVMF, run: || ovmf("bhyve-13.2@fbsd-13.2", 1) },
+    Test { name: "ovmf_comes_to_its_shell_with_4_cpus", needs: OVMF, run: || ovmf("bhyve-13.2@fbsd-13.2", 4) },
+    Test { name: "ovmf_comes_to_its_shell_on_illumos", needs: OVMF, run: || ovmf("propolis@illumos", 2) },
     Test { name: "memtest_uses_all_cores", needs: &[Package::Memtest], run: memtest },
     Test { name: "busybox_is_an_init_too", needs: &[Package::Linux, Package::Busybox], run: busybox },
 ];
@@ -73,7 +78,7 @@ fn main() -> ExitCode {
             // What stands beside the name of a test that is ignored.
             match (missing, cfg!(debug_assertions)) {
                 (true, _) => {
-                    trial.with_kind("needs spinup guests fetch linux linux-modules busybox seabios memtest86+")
+                    trial.with_kind("needs spinup guests fetch linux linux-modules busybox seabios ovmf memtest86+")
                 }
                 (false, true) => trial.with_kind("needs --release"),
                 (false, false) => trial,
@@ -383,6 +388,107 @@ fn seabios_waits() -> Result<(), Failed> {
     let run = run(matrix(""), "bhyve-13.1@main-7c326ab5/seabios/xapic-2/soft", 0)?;
     expect(run.result.outcome.kind == OutcomeKind::Hang, "not a hang", &run)?;
     expect(milestones(&run) == ["firmware"], "it went on", &run)
+}
+
+/// OVMF wakes its APs by INIT and STARTUP to all but itself each time it has work for them, before and after it has memory. It waits for
+/// a keyboard that does not answer for most of its time.
+fn ovmf(pairing: &str, cpus: u16) -> Result<(), Failed> {
+    let run = run(matrix(""), &format!("{pairing}/ovmf/xapic-{cpus}/soft"), 0)?;
+    expect(run.result.outcome.kind == OutcomeKind::Ok, "not ok", &run)?;
+    expect(run.result.aps_started == u32::from(cpus) - 1, "not every AP ran", &run)?;
+    expect(milestones(&run) == ["boot-manager", "shell"], "other milestones", &run)
+}
+
+/// A boot sector that begins anew by way of the shutdown code: it puts a far pointer to its own code, or to what IRET and RETF take from
+/// there, into 40:67, says B, and resets. There it says W, the shutdown code that it finds (which the firmware clears), and writes 2 to the
+/// debug-exit device.
+fn warm_reset_disk(shutdown_code: u8, reset: &[u8]) -> Vec<u8> {
+    const LOADED_AT: u16 = 0x7c00;
+    const WARM: u16 = LOADED_AT + 0x100;
+    const STACK: u16 = 0x0600;
+    const IRET: u8 = 0x0b;
+    const RETF: u8 = 0x0c;
+    let store = |at: u16, word: u16| {
+        let ([at_low, at_high], [low, high]) = (at.to_le_bytes(), word.to_le_bytes());
+        // MOV WORD [at], word
+        [0xc7, 0x06, at_low, at_high, low, high]
+    };
+    // XOR AX, AX; MOV DS, AX
+    let mut sector = vec![0x31, 0xc0, 0x8e, 0xd8];
+    let by_stack = matches!(shutdown_code, IRET | RETF);
+    for (at, word) in
+        [(0x467, if by_stack { STACK } else { WARM }), (0x469, 0), (STACK, WARM), (STACK + 2, 0), (STACK + 4, 2)]
+    {
+        sector.extend(store(at, word));
+    }
+    // MOV AL, 0FH; OUT 70H, AL; MOV AL, code; OUT 71H, AL; MOV DX, 3F8H; MOV AL, 'B'; OUT DX, AL
+    sector.extend([0xb0, 0x0f, 0xe6, 0x70, 0xb0, shutdown_code, 0xe6, 0x71, 0xba, 0xf8, 0x03, 0xb0, b'B', 0xee]);
+    sector.extend(reset);
+    // HLT; JMP back
+    sector.extend([0xf4, 0xeb, 0xfd]);
+    sector.resize(usize::from(WARM - LOADED_AT), 0x90);
+    // MOV DX, 3F8H; MOV AL, 'W'; OUT DX, AL; MOV AL, 0FH; OUT 70H, AL; IN AL, 71H; ADD AL, '0'; OUT DX, AL; MOV AL, 2; OUT F4H, AL
+    sector.extend([0xba, 0xf8, 0x03, 0xb0, b'W', 0xee, 0xb0, 0x0f, 0xe6, 0x70, 0xe4, 0x71, 0x04, b'0', 0xee]);
+    sector.extend([0xb0, 2, 0xe6, 0xf4, 0xf4]);
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    // BIOSes count in cylinders, of which one has 16 heads with 63 sectors.
+    sector.resize(1 << 20, 0);
+    sector
+}
+
+/// SeaBIOS boots from a virtio disk, whose boot sector resets the machine with a shutdown code: 5 and 0AH jump by way of 40:67, 0BH and 0CH
+/// return through the stack there; with 0 it boots again, until the script gives up.
+fn warm_reset() -> Result<(), Failed> {
+    const BY_I8042: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64];
+    const BY_PORT_92: &[u8] = &[0xb0, 0x01, 0xe6, 0x92];
+    const BY_CF9: &[u8] = &[0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee];
+    /// INT3 with an empty IDT: LIDT of zeros at 0700H.
+    const BY_TRIPLE_FAULT: &[u8] = &[0x0f, 0x01, 0x1e, 0x00, 0x07, 0xcc];
+    let warm = OutcomeKind::Exit(5);
+    for (pairing, shutdown_code, reset, outcome) in [
+        ("bhyve-13.2@fbsd-13.2", 0x0a, BY_I8042, warm),
+        ("bhyve-13.2@fbsd-13.2", 0x05, BY_PORT_92, warm),
+        ("bhyve-13.2@fbsd-13.2", 0x0b, BY_CF9, warm),
+        ("bhyve-13.2@fbsd-13.2", 0x0c, BY_I8042, warm),
+        ("bhyve-15@fbsd-15", 0x0a, BY_I8042, warm),
+        ("illumos-bhyve@illumos", 0x0a, BY_I8042, warm),
+        ("propolis@illumos", 0x0a, BY_TRIPLE_FAULT, warm),
+        ("bhyve-13.2@fbsd-13.2", 0x0a, BY_TRIPLE_FAULT, OutcomeKind::Exit(3)),
+        ("bhyve-13.2@fbsd-13.2", 0x00, BY_I8042, OutcomeKind::Hang),
+    ] {
+        let mut disk = tempfile::NamedTempFile::new()?;
+        disk.write_all(&warm_reset_disk(shutdown_code, reset))?;
+        let guest = format!(
+            r#"
+[[guest]]
+name = "warm-reset"
+about = "a boot sector that resets with a shutdown code"
+rom = "seabios"
+chipset = "i440fx"
+isa = ["fw_cfg", "bios-debugcon", "port92", "debug-exit"]
+fw_cfg = {{ "etc/show-boot-menu" = 0 }}
+rerun = true
+memory_mib = 64
+limits = {{ soft = {{ base_ms = 60000, per_cpu_ms = 500 }}, kvm = {{ base_ms = 60000, per_cpu_ms = 5000 }} }}
+devices = [{{ kind = "virtio-blk", file = "{}" }}]
+"#,
+            disk.path().display()
+        );
+        let run = run(matrix(&guest), &format!("{pairing}/warm-reset/xapic-2/soft"), 0)?;
+        let log = String::from_utf8_lossy(&run.debug).into_owned();
+        let what = format!("shutdown code {shutdown_code} on {pairing}\n{log}");
+        expect(run.result.outcome.kind == outcome, &what, &run)?;
+        let said = console(&run);
+        if outcome == warm {
+            expect(said.ends_with("BW0"), &what, &run)?;
+            expect(log.contains(&format!("In resume (status={shutdown_code})")), &what, &run)?;
+            expect(log.matches("Booting from 0000:7c00").count() == 1, &what, &run)?;
+        } else {
+            expect(!said.contains('W'), &what, &run)?;
+        }
+    }
+    Ok(())
 }
 
 fn memtest() -> Result<(), Failed> {

@@ -193,7 +193,12 @@ pub(super) fn machine(
         let gpa = map_bootrom(&process, &vm, rom.len() as u64)?;
         assert!(bootrom.write(gpa - (FOUR_GIB - BOOTROM_SIZE), rom), "the ROM fits: its size was checked");
         if extras.chipset == Chipset::I440fx {
-            shadow_bootrom(&process, &vm, &memory, cpus, rom)?;
+            // A reset leaves the memory there as it is (SeaBIOS, src/fw/shadow.c, `qemu_prep_reset`): that is how the firmware knows
+            // that this is one, and looks at the shutdown code.
+            if !matches!(process.begin, Begin::Reboot) {
+                shadow_bootrom(&process, &memory, rom)?;
+            }
+            set_cpus_count(&process, &vm, cpus)?;
         }
     }
 
@@ -257,19 +262,23 @@ fn map_bootrom(process: &Process, vm: &Vm, len: u64) -> Run<u64> {
     Ok(gpa)
 }
 
-/// What a PC of QEMU's does for its BIOS beside: the ROM's last 128 KiB are below 1 MiB too (`isa_bios`), here as a copy in RAM; and the
-/// CMOS has the number of vCPUs less one (`rtc_set_cpus_count`).
-fn shadow_bootrom(process: &Process, vm: &Vm, memory: &GuestMemory, cpus: Cpus, rom: &[u8]) -> Run<()> {
-    const PLACE: Place = Place { function: "pc_init1", file: "pc_piix.c" };
+const PC_INIT1: Place = Place { function: "pc_init1", file: "pc_piix.c" };
+
+/// What a PC of QEMU's does for its BIOS beside: the ROM's last 128 KiB are below 1 MiB too (`isa_bios`), here as a copy in RAM.
+fn shadow_bootrom(process: &Process, memory: &GuestMemory, rom: &[u8]) -> Run<()> {
     const ONE_MIB: u64 = 1 << 20;
     const ISA_BIOS: usize = 128 << 10;
-    const CMOS_SMP_COUNT: u8 = 0x5f;
     let low = &rom[rom.len().saturating_sub(ISA_BIOS)..];
     let written = memory.write(ONE_MIB - low.len() as u64, low);
-    process.assert(written, "isa_bios fits", PLACE)?;
+    process.assert(written, "isa_bios fits", PC_INIT1)
+}
+
+/// The CMOS of a PC of QEMU's has the number of vCPUs less one (`rtc_set_cpus_count`).
+fn set_cpus_count(process: &Process, vm: &Vm, cpus: Cpus) -> Run<()> {
+    const CMOS_SMP_COUNT: u8 = 0x5f;
     // More than 256 are told by fw_cfg alone.
     let count = u8::try_from(cpus.count - 1).unwrap_or(0);
-    process.assert_ok(vm.rtc_write(CMOS_SMP_COUNT, count), PLACE)
+    process.assert_ok(vm.rtc_write(CMOS_SMP_COUNT, count), PC_INIT1)
 }
 
 /// With a boot ROM the BSP begins at the reset vector (UNRESTRICTED_GUEST and `vcpu_reset`), else where the loader set it.

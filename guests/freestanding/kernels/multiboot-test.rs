@@ -2,7 +2,7 @@
 //!
 //! It prints its arguments, its modules with their strings, lengths and CRC-32s, and the memory map; checks that the modules
 //! are those that its arguments tell of, and that the map is sound; then starts the APs by the universal start-up algorithm with
-//! its delays, all at a time, as `many` does. Its arguments:
+//! its delays, all at a time, as `many` does. Then it reads from the virtio devices of its machine, if there are any. Its arguments:
 //!
 //! * `expect-module=1A2B3C4D`: the CRC-32 of a module, in their order. If there is any, there must be as many as modules.
 //! * `debug-exit=16`: what to write to the debug-exit device when all is well; one more when a test failed. Where there is no
@@ -12,6 +12,7 @@
 
 mod crc32;
 mod information;
+mod virtio;
 
 use information::{Information, Region, Text, memory_holds};
 use runtime::console::Line;
@@ -40,7 +41,8 @@ fn main(bsp: Bsp) -> ! {
     start_all_at_a_time(aps);
     enable_interrupts();
     let counters = test_counters(aps);
-    debug_exit(aps.len(), if modules && map && counters { status } else { status + 1 })
+    let devices = virtio::read_all(&bsp);
+    debug_exit(aps.len(), if modules && map && counters && devices { status } else { status + 1 })
 }
 
 fn print_loader_and_arguments(information: &Information) {

@@ -3,7 +3,7 @@
 use super::ConfigError;
 use super::file::{DeviceTable, Source};
 use crate::pattern::did_you_mean;
-use frontends::{DeviceKind, Disk, PciDevice, Transport};
+use frontends::{Chipset, DeviceKind, Disk, PciDevice, Transport};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -55,12 +55,15 @@ impl Device {
         source: Source<'_>,
         tables: &[Spanned<DeviceTable>],
         directory: &Path,
+        chipset: Chipset,
     ) -> Result<Vec<Device>, ConfigError> {
+        let slots = PciDevice::slots(chipset);
         let mut taken: Vec<u8> = Vec::new();
         for slot in tables.iter().filter_map(|table| table.get_ref().slot.as_ref()) {
             let number = *slot.get_ref();
-            if !PciDevice::is_slot(number) || taken.contains(&number) {
-                let message = format!("slot {number} is taken, or none: 1 to 30, and not 5");
+            if !PciDevice::is_slot(number, chipset) || taken.contains(&number) {
+                let (first, last, reserved) = (slots.start(), slots.end(), PciDevice::RESERVED_SLOT);
+                let message = format!("slot {number} is taken, or none: {first} to {last}, and not {reserved}");
                 return Err(source.error(slot.span(), "guest.devices.slot", message));
             }
             taken.push(number);
@@ -68,7 +71,7 @@ impl Device {
         let mut devices = Vec::new();
         for table in tables {
             let slot = table.get_ref().slot.as_ref().map(|slot| *slot.get_ref());
-            let free = || (1..=30).find(|slot| PciDevice::is_slot(*slot) && !taken.contains(slot));
+            let free = || slots.clone().find(|slot| PciDevice::is_slot(*slot, chipset) && !taken.contains(slot));
             let Some(slot) = slot.or_else(free) else {
                 return Err(source.error(table.span(), "guest.devices", "no slot is free"));
             };

@@ -236,7 +236,8 @@ impl OsGuest {
         let answers =
             table.answers.iter().map(|answer| Answer { pattern: answer.line.clone(), text: answer.text.clone() });
         let LimitsTable { soft, kvm } = table.limits;
-        let devices = Device::parse_all(source, &table.devices, directory)?;
+        let extras = reader.extras(table)?;
+        let devices = Device::parse_all(source, &table.devices, directory, extras.chipset)?;
         Ok(OsGuest {
             name: name.clone(),
             about: table.about.clone(),
@@ -254,7 +255,7 @@ impl OsGuest {
             cmdline: table.cmdline.clone(),
             protocol: table.protocol.as_ref().map(protocol).transpose()?,
             load_at: table.load_at.map(u64::from),
-            extras: reader.extras(table)?,
+            extras,
             prepared: Arc::default(),
         })
     }

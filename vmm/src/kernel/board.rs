@@ -49,12 +49,25 @@ impl From<Refused> for Errno {
 }
 
 impl Board {
+    /// The devices of a new VM.
     pub(super) fn new() -> Board {
+        Board::at(0)
+    }
+
+    /// `vm_reinit`: every device is made anew but the clock, which goes on with its memory (`vm_init` makes an RTC for a new VM
+    /// alone, and `vm_cleanup` resets it).
+    pub(super) fn reinit(self, now: u64) -> Board {
+        let mut rtc = self.rtc;
+        rtc.reset();
+        Board { rtc, ..Board::at(now) }
+    }
+
+    fn at(now: u64) -> Board {
         Board {
             ioapic: Vioapic::new(),
             atpic: Vatpic::new(),
             pit: Vatpit::new(),
-            pmtmr: Vpmtmr::new(0),
+            pmtmr: Vpmtmr::new(now),
             rtc: Vrtc::new(0),
             hpet: Vhpet::new(),
             signals: Signals::default(),

@@ -4,18 +4,21 @@
 use crate::abi::VmCpuTopology;
 use crate::engine::CpuidEntry;
 
-/// CPUID.1:EDX: FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE, SSE2, HTT.
+/// CPUID.1:EDX: FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE, SSE2, HTT.
+/// vmm offers MCE and MCA whatever the host has, for guests that want them, and has no bank of errors (`x86.c`). \[read]
 const FEATURES_EDX: u32 = 1
     | 1 << 2
     | 1 << 3
     | 1 << 4
     | 1 << 5
     | 1 << 6
+    | 1 << 7
     | 1 << 8
     | 1 << 9
     | 1 << 11
     | 1 << 12
     | 1 << 13
+    | 1 << 14
     | 1 << 15
     | 1 << 16
     | 1 << 17
@@ -101,6 +104,7 @@ mod tests {
     /// Bits that announce what nothing in the processor depends on, by leaf, subleaf, place among the registers, and why.
     const NO_GATE: &[(u32, u32, Output, u32, &str)] = &[
         (1, 0, Output::Edx, 9, "APIC: the kernel's"),
+        (1, 0, Output::Edx, 14, "MCA: the kernel's"),
         (1, 0, Output::Edx, 28, "HTT: the count of CPUs is valid"),
         (1, 0, Output::Ecx, 21, "x2APIC: the kernel's"),
         (1, 0, Output::Ecx, 31, "there is a hypervisor"),

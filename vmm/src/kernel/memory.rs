@@ -157,6 +157,20 @@ impl Memory {
         Ok(())
     }
 
+    /// `vm_cleanup` of a VM that is begun anew: system memory stays where it is; devices map theirs again. \[read]
+    pub(super) fn unmap_devices(&mut self, engine: &dyn EngineVm) -> Result<(), EngineError> {
+        let of_devices = |map: &&MemMap| {
+            let segment = self.slot(map.segid).ok().and_then(|slot| self.segments[slot].as_ref());
+            segment.is_some_and(|segment| !segment.name.is_empty())
+        };
+        let maps: Vec<MemMap> = self.maps.iter().filter(of_devices).copied().collect();
+        for map in maps {
+            engine.unmap(map.gpa, map.len)?;
+            self.maps.retain(|other| *other != map);
+        }
+        Ok(())
+    }
+
     /// VM_MMAP_GETNEXT: the lowest mapping at or above an address.
     pub(super) fn next(&self, gpa: u64) -> Result<MemMap, Errno> {
         self.maps.iter().filter(|map| map.gpa >= gpa).min_by_key(|map| map.gpa).copied().ok_or(Errno::ENOENT)

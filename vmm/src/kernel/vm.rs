@@ -113,14 +113,17 @@ impl Vm {
         }
     }
 
-    /// VM_REINIT: back to the state after creation, memory and topology kept. illumos does not ask that the VM be suspended before.
-    /// \[read]
+    /// VM_REINIT: back to the state after creation; RAM, the clock with its memory, and the topology are kept, and what devices have
+    /// mapped is mapped no longer (`vm_cleanup` and `vm_init`, their second argument false). illumos does not ask that the VM be
+    /// suspended before. \[read]
     pub(super) fn reinit(&self, st: &mut State<'_>) -> Result<(), Errno> {
         if st.suspended != st.active && self.behaviour.boundary == Boundary::FreeBsd {
             return Err(Errno::EBUSY);
         }
-        let memory = std::mem::replace(&mut st.memory, Memory::new(self.behaviour.memseg));
+        let mut memory = std::mem::replace(&mut st.memory, Memory::new(self.behaviour.memseg));
+        memory.unmap_devices(&*self.engine).unwrap_or_else(|error| self.engine_failed(&error));
         let mut fresh = VmState::new(self.max_cpus, memory);
+        fresh.board = std::mem::replace(&mut st.board, Board::new()).reinit(self.host.now());
         fresh.topology = st.topology;
         fresh.deferred = st.deferred.take();
         let vcpus = std::mem::take(&mut st.vcpus).into_iter();

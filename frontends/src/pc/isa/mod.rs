@@ -82,8 +82,8 @@ impl Isa {
         Reaction::NOTHING
     }
 
-    /// Bit 0, when it rises, resets (QEMU, `hw/i386/port92.c`). Bit 1 is kept, and changes nothing: no memory access of a VM is
-    /// masked, as under bhyve and KVM.
+    /// Bit 0, when it rises, resets (QEMU, `hw/i386/port92.c`). Bit 1 is kept, and changes nothing: A20 is always open under bhyve, which
+    /// has neither this port nor anything in vmm.ko that could mask an address, and under KVM, which has nothing of the kind either.
     fn port_92(&mut self, data: Option<u32>) -> Reaction {
         let Some(data) = data else { return Reaction::value(self.port_92.into()) };
         let data = data as u8;

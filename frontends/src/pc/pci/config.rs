@@ -136,6 +136,14 @@ impl Config {
         self.bars.push(Bar { index, space, size });
     }
 
+    /// Lets all 32 bits of address of the I/O BARs be changed, as QEMU's can; SeaBIOS takes a BAR's size from all of them.
+    pub(crate) fn widen_io_bars(&mut self) {
+        for bar in self.bars.iter().filter(|bar| bar.space == Space::Io) {
+            let (at, mask) = (reg::BAR0 + 4 * bar.index, !(bar.size as u32 - 1));
+            self.writable[at..][..4].copy_from_slice(&mask.to_le_bytes());
+        }
+    }
+
     /// The command register.
     pub(crate) fn command(&self) -> u16 {
         self.command_or_status(reg::COMMAND)
@@ -224,6 +232,11 @@ mod tests {
         assert_eq!(config.claims(false, 0x1_0000_bffc, 8), None, "half of it is behind the BAR");
         config.write(0x24, 2, 7);
         assert_eq!(config.decoded(4), Some(0x1_0000_8000), "not 32 bits");
+        assert_eq!(config.claims(true, 0xffc0, 1), Some((0, 0)));
+        config.widen_io_bars();
+        config.write(0x10, 4, u32::MAX);
+        assert_eq!((config.read(0x10, 4), config.claims(true, 0xffc0, 1)), (0xffff_ffc1, None));
+        config.write(0x10, 4, 0xffc0);
         assert_eq!(config.claims(true, 0xffc0, 1), Some((0, 0)));
         config.write(reg::COMMAND, 2, command::MEMORY.into());
         assert_eq!((config.claims(true, 0xffc0, 1), config.decoded(0)), (None, None), "ports no longer decode");

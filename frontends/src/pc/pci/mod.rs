@@ -132,7 +132,8 @@ fn by_qemu(config: &mut Config) {
 }
 
 /// The 82441FX (QEMU, hw/pci-host/i440fx.c). Its PAM registers are kept, and change nothing: the memory from C0000H on is RAM to
-/// read and to write, whatever they say.
+/// read and to write, whatever they say. A VM has room for 8 mappings (`VM_MAX_MEMMAPS`), and PAM has 13 segments in 3 states.
+/// SeaBIOS writes there only what it has unlocked (src/fw/shadow.c), and OVMF nothing.
 fn i440fx() -> Config {
     const PAM: std::ops::RangeInclusive<usize> = 0x59..=0x5f;
     const SMRAM: usize = 0x72;
@@ -237,6 +238,9 @@ impl Pci {
         in_order.sort_by_key(|device| device.slot);
         for device in in_order {
             let mut function = Function::new(device, &mut addresses, console, &switch);
+            if bus.chipset == Chipset::I440fx {
+                function.widen_io_bars();
+            }
             let route = pci.router.route(&mut pci.lpc_bridge, device.slot, bus.bootrom);
             function.set_interrupt_line(route.irq);
             pci.slots.push(Slot { route, function });

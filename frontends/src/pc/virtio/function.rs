@@ -146,6 +146,11 @@ impl Function {
         }
     }
 
+    /// Lets firmware for QEMU see the size of the I/O BAR ([`Config::widen_io_bars`]).
+    pub(crate) fn widen_io_bars(&mut self) {
+        self.config.widen_io_bars();
+    }
+
     /// The interrupt line register, which the firmware sets.
     pub(crate) fn set_interrupt_line(&mut self, irq: u8) {
         self.config.set(reg::INT_LINE, irq);

@@ -114,6 +114,47 @@ fn reinit_waits_for_every_vcpu() {
     assert_eq!(*told.lock(), Some(suspend::POWEROFF));
 }
 
+/// What a reset of the machine leaves as it is: RAM, the CMOS with its shutdown code, and the clock. What devices have mapped they
+/// map again.
+#[test]
+fn reinit_keeps_ram_and_cmos_and_no_device_s_memory() {
+    const PAGE: u64 = 4096;
+    const SHUTDOWN_CODE: i32 = 0x0f;
+    for (name, bootrom) in [("fbsd-13.1", 1), ("fbsd-13.2", 1), ("fbsd-14", 1), ("fbsd-15", 8), ("illumos", 1)] {
+        let finished = on_kernel(&kernel(name), Scripted::new(), move |host, vmm| {
+            // Before any memory: see `lock_all` for where no vCPU is allocated.
+            vmm.start(0);
+            let map = |gpa, segid| {
+                let map = VmMemmap { gpa, segid, len: PAGE, prot: 7, ..VmMemmap::default() };
+                vmm.call(VM_MMAP_MEMSEG, map).expect("nothing is there yet");
+            };
+            let first_map_at_or_above =
+                |gpa| vmm.call(VM_MMAP_GETNEXT, VmMemmap { gpa, ..VmMemmap::default() }).map(|map| map.gpa);
+            for (segid, name) in [(0, ""), (bootrom, "bootrom")] {
+                vmm.alloc_memseg(segid, PAGE, name).expect("there is none yet");
+                map(PAGE << segid, segid);
+            }
+            let code = VmRtcData { offset: SHUTDOWN_CODE, value: 0x0a, ..VmRtcData::default() };
+            vmm.call(VM_RTC_WRITE, code).expect("a byte of the memory");
+            vmm.call(VM_RTC_SETTIME, VmRtcTime { secs: 1_000 }).expect("the clock goes");
+
+            vmm.suspend(suspend::RESET).expect("not suspended yet");
+            vmm.run(0).expect("SUSPENDED");
+            host.sleep(2_000_000_000);
+            assert_eq!(vmm.reinit(), Ok(()), "{name}");
+
+            assert_eq!(first_map_at_or_above(0), Ok(PAGE), "{name}: RAM stays where it is");
+            assert_eq!(first_map_at_or_above(2 * PAGE), Err(Errno::ENOENT), "{name}: the boot ROM does not");
+            map(PAGE << bootrom, bootrom);
+            let code = vmm.call(VM_RTC_READ, VmRtcData { value: 0, ..code }).expect("a byte of the memory");
+            assert_eq!(code.value, 0x0a, "{name}");
+            let time = vmm.call(VM_RTC_GETTIME, VmRtcTime::default()).expect("there is a clock");
+            assert_eq!(time.secs, 1_002, "{name}");
+        });
+        assert_eq!(finished.end, End::Exit(0), "{name}");
+    }
+}
+
 #[test]
 fn memory_changes_when_no_vcpu_runs() {
     let script = Scripted::new().vcpu(1, vec![Exit::Budget; 1000]);
