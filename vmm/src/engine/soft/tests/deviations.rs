@@ -165,7 +165,7 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         mnemonics: &[M::Mov],
         modes: &[Mode::Protected16, Mode::Long],
         what: "Dr7",
-        why: "bit 11 of DR7 is \"hard-wired to 0\" (SDM 3B 22.22.2) unless CPUID announces RTM, which it does not",
+        why: "bit 11 of DR7 is \"hard-wired to 0\" (SDM 3B, Differences in Debug Register DR7) unless CPUID announces RTM, which it does not",
     },
     Deviation {
         mnemonics: &[M::Wrmsr],
