@@ -238,16 +238,16 @@ fn flat_images_are_entered_in_either_mode() {
 /// CRC-32, not as the guest computes it.
 fn crc32(bytes: &[u8]) -> u32 {
     let table: Vec<u32> = (0..256)
-        .map(|byte| (0..8).fold(byte, |crc, _| if crc & 1 != 0 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 }))
+        .map(|byte| (0..8).fold(byte, |crc, _| if crc & 1 != 0 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 }))
         .collect();
-    !bytes.iter().fold(u32::MAX, |crc, byte| crc >> 8 ^ table[usize::from(crc as u8 ^ byte)])
+    !bytes.iter().fold(u32::MAX, |crc, byte| (crc >> 8) ^ table[usize::from(crc as u8 ^ byte)])
 }
 
 /// The kernel reads from a disk and an entropy device by the legacy interface, by DMA and interrupts; on every engine the same.
 #[test]
 fn virtio_devices_do_the_same_on_both_engines() {
     const CELL: &str = "multiboot-virtio/xapic-2";
-    let image: Vec<u8> = (0..100 * 512_u32).map(|i| (i * i >> 7) as u8).collect();
+    let image: Vec<u8> = (0..100 * 512_u32).map(|i| ((i * i) >> 7) as u8).collect();
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(disk.path(), &image).expect("it is writable");
     let devices = format!(
