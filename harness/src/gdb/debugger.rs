@@ -15,6 +15,9 @@ use std::thread;
 use vmm::engine::{Exit, Trap};
 use vmm::host::Host;
 
+/// For how many slices the others wait for a step: one that no trap ends, as in user mode on `kvm_pvm`, goes on together with them.
+const SLICES_OF_A_STEP: usize = 100;
+
 /// What the vCPUs of a machine and GDB share.
 pub(super) struct Debugger {
     host: Host,
@@ -84,10 +87,22 @@ impl Debugger {
                 match session.stop(id, reason) {
                     Resumption::All => {}
                     Resumption::Kill => self.host.abandon("GDB killed the guest"),
-                    Resumption::StepAlone => match run() {
-                        Exit::Trap(trap) => why = Some(Reason::Trap(trap)),
-                        exit => next = Next::Left(exit),
-                    },
+                    Resumption::StepAlone => {
+                        // The slice may end before the step has been told; it is over when the cell goes on.
+                        for _ in 0..SLICES_OF_A_STEP {
+                            match run() {
+                                Exit::Budget => next = Next::Left(Exit::Budget),
+                                Exit::Trap(trap) => {
+                                    why = Some(Reason::Trap(trap));
+                                    break;
+                                }
+                                exit => {
+                                    next = Next::Left(exit);
+                                    break;
+                                }
+                            }
+                        }
+                    }
                 }
             }
             self.look.store(false, Ordering::SeqCst);

@@ -159,9 +159,14 @@ fn until_halt() -> Guest {
 
 /// Runs the vCPU until it is over.
 fn until(over: impl Fn(Exit, &Host) -> bool + Send + Sync + 'static) -> Guest {
+    in_slices(BUDGET, over)
+}
+
+/// The same for so many nanoseconds at a time.
+fn in_slices(budget: u64, over: impl Fn(Exit, &Host) -> bool + Send + Sync + 'static) -> Guest {
     Arc::new(move |host, vcpu| {
         loop {
-            let exit = host.outside(|| vcpu.run(BUDGET));
+            let exit = host.outside(|| vcpu.run(budget));
             if over(exit, host) {
                 break;
             }
@@ -315,6 +320,32 @@ fn all_stop_with_the_one_that_stops() {
         code[0x81] = 0xf4;
         place.debug(&code, debugger, vec![breaks, counts]);
     }
+}
+
+#[test]
+fn a_step_for_which_the_others_wait_outlasts_its_slice() {
+    let debugger = |mut gdb: Gdb| {
+        assert_eq!(gdb.ask("Z0,110,1"), "OK");
+        assert!(gdb.ask("vCont;c").contains("thread:01"));
+        let others = |gdb: &mut Gdb| (gdb.rip(2), gdb.ask("m200,2"));
+        let before = others(&mut gdb);
+        for rip in 0x111..0x118 {
+            assert!(gdb.ask("vCont;s:1").contains("thread:01"));
+            assert_eq!((gdb.rip(1), others(&mut gdb)), (rip, before.clone()));
+        }
+        gdb.send("vCont;c");
+        assert!(gdb.receive().starts_with('W'));
+    };
+    // Each slice ends behind an instruction.
+    let counts = in_slices(NS_PER_INSTRUCTION, |_, _| false);
+    let halts: Guest = Arc::new(|host, vcpu| {
+        vcpu.set_reg(Reg::Rip, 0x108);
+        in_slices(NS_PER_INSTRUCTION, |exit, _| exit == Exit::Hlt)(host, vcpu);
+    });
+    let mut code = vec![0x90; 0x40];
+    code[..COUNTER.len()].copy_from_slice(COUNTER);
+    code[0x20] = 0xf4;
+    Place::turns().debug(&code, debugger, vec![halts, counts]);
 }
 
 #[test]
