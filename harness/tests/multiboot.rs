@@ -1,6 +1,9 @@
 //! Kernels by Multiboot and flat images, end to end: the test kernel of `guests/freestanding/kernels` in every form that a
 //! loader takes, and a few bytes at an address.
 
+mod checksum;
+
+use checksum::crc32;
 use guests::Kernel;
 use spinup::cell::{Cell, EngineKind};
 use spinup::matrix::Matrix;
@@ -233,14 +236,6 @@ fn flat_images_are_entered_in_either_mode() {
             }
         });
     }
-}
-
-/// CRC-32, not as the guest computes it.
-fn crc32(bytes: &[u8]) -> u32 {
-    let table: Vec<u32> = (0..256)
-        .map(|byte| (0..8).fold(byte, |crc, _| if crc & 1 != 0 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 }))
-        .collect();
-    !bytes.iter().fold(u32::MAX, |crc, byte| (crc >> 8) ^ table[usize::from(crc as u8 ^ byte)])
 }
 
 /// The kernel reads from a disk and an entropy device by the legacy interface, by DMA and interrupts; on every engine the same.

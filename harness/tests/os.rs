@@ -6,6 +6,9 @@
 //! Each test needs what `spinup guests fetch linux linux-modules busybox seabios ovmf memtest86+` fetches, and is ignored where that is not
 //! here. So is everything in a build without optimization, in which a boot takes minutes.
 
+mod checksum;
+
+use checksum::crc32;
 use guests::os::{Package, cache_directory};
 use libtest_mimic::{Arguments, Failed, Trial};
 use spinup::cell::Cell;
@@ -241,12 +244,6 @@ fn disk_image(bytes: usize, seed: u32) -> Result<tempfile::NamedTempFile, Failed
     let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(&contents)?;
     Ok(file)
-}
-
-/// CRC-32 as in gzip, bit by bit: not the way of the init, which has a table.
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, _| if crc & 1 != 0 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
-    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }
 
 /// Linux with two disks, a console, entropy and a network.

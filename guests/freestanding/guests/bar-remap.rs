@@ -10,9 +10,10 @@
 #![no_main]
 
 use core::sync::atomic::{AtomicBool, Ordering};
+use runtime::pci::{read_config, write_config};
 use runtime::report::{SEEN_BAR_MOVES, SEEN_NO_DEVICE, TEST_RESTARTED_AT_NEW_VECTOR, seen, test};
 use runtime::scenario::{ask_for, beat, done, expect, start_all};
-use runtime::{Ap, Bsp, SECOND_VECTOR, TRAMPOLINE_VECTOR, delay, expect_at, port, serve};
+use runtime::{Ap, Bsp, SECOND_VECTOR, TRAMPOLINE_VECTOR, delay, expect_at, serve};
 
 runtime::guest!("bar-remap", main, ap = move_bar);
 
@@ -21,10 +22,7 @@ const ROUNDS: u32 = 16;
 /// For how long it moves the BAR at least before it is restarted, in µs: not the same in each round.
 const MOVING_US: u32 = 30;
 
-/// Configuration mechanism 1 (PCI 3.0, 3.2.2.3.2).
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
-const DEVICE: u32 = 1 << 31 | 5 << 11;
+const SLOT: u32 = 5;
 const ID: u32 = 0x40fb_fb5d;
 const BAR: u32 = 0x10;
 const PLACES: [u32; 2] = [0xc100_0000, 0xc110_0000];
@@ -34,11 +32,11 @@ static DEVICE_IS_THERE: AtomicBool = AtomicBool::new(false);
 fn main(bsp: Bsp) -> ! {
     let aps = bsp.aps();
     ask_for(aps.len());
-    let there = read_config(0) == ID;
+    let there = read_config(SLOT, 0) == ID;
     DEVICE_IS_THERE.store(there, Ordering::Release);
     if there {
-        write_config(BAR, PLACES[1]);
-        let moved = read_config(BAR) & !0xf == PLACES[1];
+        write_config(SLOT, BAR, PLACES[1]);
+        let moved = read_config(SLOT, BAR) & !0xf == PLACES[1];
         seen(if moved { SEEN_BAR_MOVES } else { SEEN_NO_DEVICE }, None);
     } else {
         seen(SEEN_NO_DEVICE, None);
@@ -75,17 +73,7 @@ fn move_bar(ap: &'static Ap) -> ! {
     }
     loop {
         for place in PLACES {
-            write_config(BAR, place);
+            write_config(SLOT, BAR, place);
         }
     }
-}
-
-fn read_config(register: u32) -> u32 {
-    port::write_u32(CONFIG_ADDRESS, DEVICE | register);
-    port::read_u32(CONFIG_DATA)
-}
-
-fn write_config(register: u32, value: u32) {
-    port::write_u32(CONFIG_ADDRESS, DEVICE | register);
-    port::write_u32(CONFIG_DATA, value);
 }

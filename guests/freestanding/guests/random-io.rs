@@ -12,6 +12,7 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use runtime::parameters::{ACCESSES, Parameters, SEED, WILD};
+use runtime::pci::{CONFIG_ADDRESS, CONFIG_DATA, CONFIG_ENABLE};
 use runtime::report::REPORT_PORT;
 use runtime::scenario::{ask_for, done, start_all};
 use runtime::{Ap, Bsp, TRAMPOLINE_VECTOR, broken, pause, port, stop};
@@ -145,10 +146,6 @@ impl Ports {
         Ports { first, count, sizes, can }
     }
 }
-
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
-const CONFIG_ENABLE: u32 = 1 << 31;
 
 /// The devices of a PC, bhyve's in particular.
 static DEVICES: [Ports; 17] = [

@@ -4,15 +4,12 @@
 use crate::crc32;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 use runtime::console::Line;
+use runtime::pci::{read_config, write_config};
 use runtime::scenario::expect;
 use runtime::{Bsp, port};
 
 /// The interrupt whose handler counts (`WAKE` of the runtime).
 const VECTOR: u32 = 0x20;
-
-/// Configuration mechanism 1 (PCI 3.0, 3.2.2.3.2).
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
 
 /// The numbers of transitional devices (virtio 1.2, 4.1.2.1): device and vendor.
 const BLOCK: u32 = 0x1001_1af4;
@@ -210,14 +207,4 @@ fn enable_msi(slot: u32) -> Option<()> {
 
 fn address<T>(memory: &'static T) -> u32 {
     &raw const *memory as usize as u32
-}
-
-fn read_config(slot: u32, register: u32) -> u32 {
-    port::write_u32(CONFIG_ADDRESS, 1 << 31 | slot << 11 | register);
-    port::read_u32(CONFIG_DATA)
-}
-
-fn write_config(slot: u32, register: u32, value: u32) {
-    port::write_u32(CONFIG_ADDRESS, 1 << 31 | slot << 11 | register);
-    port::write_u32(CONFIG_DATA, value);
 }

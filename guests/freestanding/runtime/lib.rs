@@ -16,6 +16,7 @@ pub mod memory;
 mod mp_table;
 pub mod multiboot;
 pub mod parameters;
+pub mod pci;
 mod pm_timer;
 pub mod port;
 mod power;

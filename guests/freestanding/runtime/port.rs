@@ -34,8 +34,9 @@ pub fn write_u8(port: u16, value: u8) {
 
 /// Writes 16 bits.
 pub fn write_u16(port: u16, value: u16) {
-    // SAFETY: as in `write_u8`.
-    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: as in `write_u8`, but for notifications of virtio queues: those devices read and write atomics that live for ever. They do
+    // so because of this write, so that the compiler must not move it before what is written for them: no `nomem`.
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags)) };
 }
 
 /// Writes 32 bits.
