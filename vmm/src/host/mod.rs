@@ -17,6 +17,7 @@
 //! and in them the calls that can switch return at once. A destructor must therefore not loop on [`Host::wait`], and can
 //! neither end the cell nor its task.
 
+mod agenda;
 mod random;
 #[cfg(test)]
 mod tests;

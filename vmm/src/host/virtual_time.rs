@@ -1,6 +1,7 @@
 //! Tasks as coroutines on one thread, each with a clock of its own.
 #![allow(unsafe_code, reason = "a task finds its way back to the scheduler through a pointer to its own stack")]
 
+use super::agenda::{Agenda, Due, NEVER};
 use super::random::SplitMix64;
 use super::{Body, Cause, End, Fate, Finished, Hook, NO_TASK, Runtime, WaitChannel, Woken};
 use super::{run_body, task_panicked, unwind};
@@ -9,6 +10,7 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::ptr;
 use std::sync::Arc;
 
@@ -20,12 +22,6 @@ const SLICE_NS: (u64, u64) = (2_000, 8_000);
 
 /// What the first and the longest relaxation cost, in nanoseconds.
 const RELAX_NS: (u64, u64) = (64, 32_000);
-
-/// When a task goes on, and who is first of those who go on at the same time: a random number, drawn anew each time.
-type Due = (u64, u64);
-
-/// Due of a task that only others can make go on.
-const NEVER: Due = (u64::MAX, u64::MAX);
 
 /// Number of a task while it lives.
 type TaskId = usize;
@@ -47,7 +43,9 @@ pub(super) struct VirtualTime {
 struct State {
     tasks: Vec<Task>,
     /// When each of `tasks` goes on. [`NEVER`] for the one that runs and for those that are gone.
-    due: Vec<Due>,
+    agenda: Agenda,
+    /// Who waits on what, in the order in which they are woken.
+    waiters: BTreeSet<(WaitChannel, TaskId)>,
     /// Entries of `tasks` that are free.
     free: Vec<TaskId>,
     /// The task that runs.
@@ -87,7 +85,8 @@ impl VirtualTime {
             limit_ns,
             state: Mutex::new(State {
                 tasks: Vec::new(),
-                due: Vec::new(),
+                agenda: Agenda::new(),
+                waiters: BTreeSet::new(),
                 free: Vec::new(),
                 current: None,
                 horizon: NEVER,
@@ -146,33 +145,23 @@ impl VirtualTime {
         if state.end.is_some() {
             return None;
         }
-        let (mut first, mut second, mut next) = (NEVER, NEVER, None);
-        for (id, &due) in state.due.iter().enumerate() {
-            // One comparison that almost always goes the same way: with 130 tasks this loop is the price of a switch.
-            if due.0 > second.0 {
-                continue;
+        let (id, due) = state.agenda.first();
+        let (end, now) = if due == NEVER {
+            let clocks = state.tasks.iter().filter(|task| task.live).map(|task| task.clock);
+            (End::Deadlock, clocks.max().unwrap_or(0))
+        } else if due.0 > self.limit_ns {
+            (End::Deadline, self.limit_ns)
+        } else {
+            state.agenda.set(id, NEVER);
+            state.horizon = state.agenda.first().1.min((self.limit_ns.saturating_add(1), 0));
+            state.current = Some(id);
+            let task = &mut state.tasks[id];
+            task.clock = due.0;
+            if let Some(channel) = task.channel.take() {
+                // Nobody woke it.
+                state.waiters.remove(&(channel, id));
             }
-            if due < first {
-                (second, first, next) = (first, due, Some(id));
-            } else if due < second {
-                second = due;
-            }
-        }
-        let (end, now) = match next {
-            Some(id) if first.0 <= self.limit_ns => {
-                state.horizon = second.min((self.limit_ns.saturating_add(1), 0));
-                state.due[id] = NEVER;
-                state.current = Some(id);
-                let task = &mut state.tasks[id];
-                task.clock = first.0;
-                task.channel = None;
-                return Some(id);
-            }
-            Some(_) => (End::Deadline, self.limit_ns),
-            None => {
-                let clocks = state.tasks.iter().filter(|task| task.live).map(|task| task.clock);
-                (End::Deadlock, clocks.max().unwrap_or(0))
-            }
+            return Some(id);
         };
         self.end_at(state, now, end);
         None
@@ -292,7 +281,7 @@ impl State {
     /// Makes a task go on at a time.
     fn set_due(&mut self, id: TaskId, at: u64) {
         let due = (at, self.random.next());
-        self.due[id] = due;
+        self.agenda.set(id, due);
         self.horizon = self.horizon.min(due);
     }
 }
@@ -350,7 +339,6 @@ impl Runtime for VirtualTime {
             }
             None => {
                 state.tasks.push(task);
-                state.due.push(NEVER);
                 state.tasks.len() - 1
             }
         };
@@ -403,7 +391,7 @@ impl Runtime for VirtualTime {
         let id = state.current();
         let due = (state.tasks[id].clock, state.random.next());
         if due >= state.horizon {
-            state.due[id] = due;
+            state.agenda.set(id, due);
             self.switch(state);
         }
     }
@@ -424,7 +412,8 @@ impl Runtime for VirtualTime {
         }
         task.channel = channel;
         task.woken = Woken::Timeout;
-        state.due[id] = due;
+        state.waiters.extend(channel.map(|channel| (channel, id)));
+        state.agenda.set(id, due);
         self.switch(state);
         self.state.lock().tasks[id].woken
     }
@@ -432,14 +421,14 @@ impl Runtime for VirtualTime {
     fn wake(&self, channel: WaitChannel) {
         let mut state = self.state.lock();
         let now = state.context().1;
-        for id in 0..state.tasks.len() {
+        while let Some(&waiter) = state.waiters.range((channel, 0)..=(channel, TaskId::MAX)).next() {
+            state.waiters.remove(&waiter);
+            let id = waiter.1;
             let task = &mut state.tasks[id];
-            if task.channel == Some(channel) {
-                task.channel = None;
-                task.woken = Woken::Wakeup;
-                let at = task.clock.max(now);
-                state.set_due(id, at);
-            }
+            task.channel = None;
+            task.woken = Woken::Wakeup;
+            let at = task.clock.max(now);
+            state.set_due(id, at);
         }
     }
 
